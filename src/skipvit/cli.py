@@ -1,0 +1,46 @@
+"""`skipvit <command>`: one line a command, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from skipvit.errors import RunError, UsageError
+
+COMMANDS = {
+    "train": ("skipvit.tools.train", "train a network as a config says"),
+    "eval": ("skipvit.tools.evaluate", "top-1 and top-5 of a trained network, dense and routed"),
+    "benchmark": ("skipvit.tools.benchmark", "time the dense and the routed training step side by side"),
+    "convert": ("skipvit.tools.convert", "timm weights (.safetensors) to a checkpoint, and back"),
+}
+
+
+def run(command: str, words: list[str]) -> int:
+    """Run a command; 0 if it did what was asked, 1 if it failed, 2 if it was asked for the impossible."""
+    # MindSpore's own log repeats, over many lines, what the one line below says. GLOG_v=2 brings it back.
+    os.environ.setdefault("GLOG_v", "4")
+    try:
+        importlib.import_module(COMMANDS[command][0]).main(words)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    if words and words[0] in COMMANDS:
+        sys.exit(run(words[0], words[1:]))
+    lines = "\n".join(f"  {name:12}{about}" for name, (_, about) in COMMANDS.items())
+    text = f"usage: skipvit COMMAND ... (each has --help)\n\n{lines}"
+    if words and words[0] not in ("-h", "--help"):
+        print(f"error: {words[0]} is not a command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    print(text)

@@ -1,0 +1,300 @@
+"""A run as typed data: the only place that knows YAML and the command line.
+
+One YAML file describes a run, any key can be overridden on the command line (`--optim.lr 1e-3`), and whatever is wrong is
+refused here, in one line that names the key, before anything is built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Callable, Literal, NoReturn
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict
+
+from skipvit.errors import UsageError
+from skipvit.models.routing import Route, Span, resolve
+from skipvit.models.sizes import SIZES, Size, SizeName
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ModelConfig(Group):
+    """The network."""
+
+    size: SizeName = "small"
+    """width, depth and heads as in DeiT: tiny, small, base or large"""
+    width: int | None = Field(None, gt=0)
+    """token width, if not the size's"""
+    depth: int | None = Field(None, gt=0)
+    """number of blocks, if not the size's"""
+    heads: int | None = Field(None, gt=0)
+    """attention heads, if not the size's"""
+    patch: int = Field(16, gt=0)
+    """side of a patch, pixels; divides image_size"""
+    image_size: int = Field(224, gt=0)
+    """side of the square pictures, pixels"""
+    num_classes: int = Field(1000, gt=1)
+    """number of classes"""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """stochastic depth of the last block, linear from 0 at the first"""
+    gelu: Literal["tanh", "erf"] = "tanh"
+    """tanh is several times faster on CPU; erf is for weights trained with it (timm, DeiT)"""
+
+    def shape(self) -> Size:
+        base = SIZES[self.size]
+        return Size(self.width or base.width, self.depth or base.depth, self.heads or base.heads)
+
+    @property
+    def tokens(self) -> int:
+        return (self.image_size // self.patch) ** 2
+
+
+class PhasesConfig(Group):
+    """When the network trains dense and when routed."""
+
+    dense_warmup_epochs: int = Field(15, ge=0)
+    """epochs trained dense before the routed phase (the paper: 15)"""
+    dense_cooldown_epochs: int = Field(0, ge=0)
+    """epochs trained dense after the routed phase"""
+
+
+class DataConfig(Group):
+    """Pictures and labels."""
+
+    kind: Literal["shapes", "image_folder"] = "shapes"
+    """shapes: built in, generated from the seed, 32 x 32; image_folder: train/<class>/* and val/<class>/*"""
+    path: str | None = None
+    """folder of an image_folder data set"""
+    batch_size: int = Field(128, gt=0)
+    """pictures a step on each card"""
+    train_size: int = Field(6000, gt=0)
+    """pictures generated for training (shapes)"""
+    val_size: int = Field(1000, gt=0)
+    """pictures generated for validation (shapes)"""
+    augment: Literal["none", "flip", "crop_flip", "resized_crop_flip"] = "none"
+    """flip: left-right; crop_flip: shift by up to an eighth, and flip; resized_crop_flip: the ImageNet standard"""
+    eval_crop: float = Field(0.875, gt=0, le=1)
+    """share of the resized picture's side that validation keeps (image_folder)"""
+    workers: int = Field(1, gt=0)
+    """decoding threads on each card"""
+
+
+class OptimConfig(Group):
+    """AdamW, linear warm-up and cosine learning rate."""
+
+    epochs: int = Field(300, gt=0)
+    """passes over the training pictures"""
+    lr: float = Field(5e-4, gt=0)
+    """peak learning rate"""
+    min_lr: float = Field(1e-5, ge=0)
+    """learning rate at the end"""
+    warmup_epochs: float = Field(5, ge=0)
+    """epochs of linear learning-rate warm-up"""
+    weight_decay: float = Field(0.05, ge=0)
+    """decoupled; none on biases, norms, [CLS] and position embedding"""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """decay of the first moment"""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """decay of the second moment"""
+    epsilon: float = Field(1e-8, gt=0)
+    """added to the root of the second moment"""
+    clip_norm: float = Field(1.0, ge=0)
+    """largest global gradient norm; 0 does not clip"""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    """share of the target spread over all classes"""
+
+
+class CheckpointConfig(Group):
+    """What is kept of a run."""
+
+    every: int = Field(1, gt=0)
+    """epochs between checkpoints; the last epoch is always saved"""
+    keep: int = Field(3, gt=0)
+    """newest checkpoints kept"""
+
+
+def _routes_from_text(value: Any) -> Any:
+    """On the command line the routes are a piece of YAML."""
+    return yaml.safe_load(value) if isinstance(value, str) else value
+
+
+class Config(BaseSettings):
+    """A run."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_parse_none_str="null",
+    )
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$")
+    """name of the run, and of its folder below runs/"""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """of weights, data and noise"""
+    device: Literal["auto", "cpu", "ascend"] = "auto"
+    """auto: ascend if this MindSpore finds a card, else cpu"""
+    model: ModelConfig = ModelConfig()
+    """the network"""
+    routes: Annotated[list[Route], NoDecode, BeforeValidator(_routes_from_text)] = []
+    """list of routes as YAML, e.g. '[{start: 4, end: 11, keep_ratio: 0.45, scorer: cls_attention, restore: true, fuse: false}]'"""
+    routing: Literal["auto", "gather", "matmul"] = "auto"
+    """formulation of the routes; auto: matmul on ascend, gather on cpu"""
+    phases: PhasesConfig = PhasesConfig()
+    """when dense, when routed"""
+    data: DataConfig = DataConfig()
+    """what it learns from"""
+    optim: OptimConfig = OptimConfig()
+    """how it learns"""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """what is kept"""
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls, init_settings, **_):
+        """Only the file and the command line describe a run; environment variables do not."""
+        return (init_settings,)
+
+    def spans(self) -> tuple[Span, ...]:
+        return resolve(self.routes, self.model.shape().depth, self.model.tokens)
+
+    def phase_lengths(self) -> tuple[int, int, int]:
+        """Epochs of dense warm-up, routed and dense cool-down; without routes everything is dense warm-up."""
+        if not self.routes:
+            return self.optim.epochs, 0, 0
+        warmup, cooldown = self.phases.dense_warmup_epochs, self.phases.dense_cooldown_epochs
+        return warmup, self.optim.epochs - warmup - cooldown, cooldown
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration, every key written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose refusals are one line and name the nearest option."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
+        if message.startswith("unrecognized arguments") and unknown:
+            message = f"{unknown[0]} is not an option" + nearest(unknown[0], self._option_string_actions)
+        raise UsageError(f"{message} (see --help)")
+
+
+def nearest(word: str, known) -> str:
+    """`; did you mean X?` if something known is close to word, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def from_words(
+    parser: argparse.ArgumentParser,
+    words: list[str],
+    config_of: Callable[[argparse.Namespace], str] = lambda options: options.config,
+) -> tuple[Config, argparse.Namespace]:
+    """Parse a command line: the parser's own options, and every key of a run over the file that `config_of` them names.
+
+    Raises:
+        UsageError: as `read`, and an unknown option or a value of the wrong type.
+    """
+    source = CliSettingsSource(Config, root_parser=parser)
+    options = parser.parse_args(words)
+    return read(Path(config_of(options)), source, options), options
+
+
+def read(path: Path, source: CliSettingsSource | None = None, options: argparse.Namespace | None = None) -> Config:
+    """Read a YAML file, lay the command line over it if there is one, and check the whole.
+
+    Raises:
+        UsageError: a missing or malformed file, an unknown key, a value that is not allowed, keys that contradict each other.
+    """
+    values = _read_yaml(path)
+    try:
+        if source is None:
+            config = Config(**values)
+        else:
+            config = CliApp.run(Config, cli_args=options, cli_settings_source=source, **values)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {_first_problem(error)}") from None
+    except yaml.YAMLError:
+        raise UsageError("--routes is not YAML; e.g. --routes '[{start: 4, end: 11, keep_ratio: 0.45}]'") from None
+    try:
+        _check_together(config)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        others = [str(p) for p in path.parent.glob("*.yaml")]
+        raise UsageError(f"{path}: no such config file" + nearest(str(path), others)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as a text file ({getattr(error, 'strerror', 'not UTF-8')})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UsageError(f"{path}: {where}not valid YAML ({getattr(error, 'problem', None) or 'malformed'})") from None
+    if not isinstance(values or {}, dict) or not all(isinstance(key, str) for key in values or {}):
+        raise UsageError(f"{path}: a config is a mapping of keys such as model, routes, data and optim")
+    return values or {}
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first thing that a config gets wrong: its key, what is allowed, what was given; one line."""
+    problem = error.errors(include_url=False)[0]
+    # Positions in unions and the like are strings of the library's own; keys and list positions are the config's.
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{key} is not a key" + nearest(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]))
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{key} is missing"
+    given = repr(problem["input"])
+    given = given if len(given) <= 60 else given[:57] + "..."
+    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {given}".replace("\n", " ")
+
+
+def _known_keys(location: tuple) -> list[str]:
+    """Keys that exist at a location such as (), ("optim",) or ("routes", 0)."""
+    if not location:
+        return list(Config.model_fields)
+    if location[0] == "routes":
+        return list(Route.__dataclass_fields__)
+    field = Config.model_fields.get(str(location[0]))
+    return list(field.annotation.model_fields) if field and hasattr(field.annotation, "model_fields") else []
+
+
+def _check_together(config: Config) -> None:
+    """Keys that are fine alone and contradict each other. Raises ValueError, one line."""
+    model, data, optim = config.model, config.data, config.optim
+    size = model.shape()
+    if model.image_size % model.patch:
+        raise ValueError(f"model.patch: {model.patch} does not divide model.image_size {model.image_size}")
+    if size.width % size.heads:
+        raise ValueError(f"model.heads: {size.heads} does not divide the width {size.width}")
+    config.spans()
+    if config.routes and sum(config.phase_lengths()[::2]) >= optim.epochs:
+        raise ValueError(
+            f"phases: {config.phases.dense_warmup_epochs} + {config.phases.dense_cooldown_epochs} dense epochs leave none of "
+            f"optim.epochs {optim.epochs} for the routes; use fewer, or routes: []"
+        )
+    if optim.warmup_epochs > optim.epochs:
+        raise ValueError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
+    if optim.min_lr > optim.lr:
+        raise ValueError(f"optim.min_lr: {optim.min_lr} is larger than optim.lr {optim.lr}")
+    if data.kind == "image_folder" and not data.path:
+        raise ValueError("data.path: an image_folder needs the folder that holds train/ and val/")
+    if data.kind == "shapes" and (model.image_size, model.num_classes) != (32, 10):
+        raise ValueError("data.kind: shapes are 32 x 32 pictures of 10 classes; set model.image_size 32, model.num_classes 10")

@@ -1,0 +1,9 @@
+"""The two ways in which a command ends for a reason that a person can act on."""
+
+
+class UsageError(Exception):
+    """The person asked for something impossible (a key, a path, a shape). One line: what, where, what to do. Exit code 2."""
+
+
+class RunError(Exception):
+    """The run failed on its data or machine (a corrupt file, too few devices). One line, as above. Exit code 1."""

@@ -1,0 +1,1 @@
+"""What the network is: a Vision Transformer and the routes its tokens take."""

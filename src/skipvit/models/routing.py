@@ -1,0 +1,296 @@
+"""Routes: which tokens bypass which blocks, and how they leave and return with static shapes.
+
+A route sends some patch tokens around a span of blocks. A scorer ranks the tokens, the best `keep_ratio` of them
+run through the span, the others keep the values they had and return, each in its original place, where it ends.
+
+Sources: SkipViT (arXiv 2401.15293) for the bypass and the [CLS] attention score; EViT (2202.07800) for the fused token;
+ATS (2111.15667) for attention x value norm; TREAD (2501.04765) and random-LTD (2211.11586) for random routes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+Scorer = Literal["cls_attention", "cls_attention_value", "random", "inverse_cls_attention", "grid"]
+Formulation = Literal["gather", "matmul"]
+SCORERS: tuple[str, ...] = get_args(Scorer)
+ATTENTION_SCORERS = ("cls_attention", "cls_attention_value", "inverse_cls_attention")
+
+
+@dataclass(frozen=True)
+class Route:
+    """One route, as a config describes it.
+
+    Attributes:
+        start: first block (0-based) that sees only the kept tokens.
+        end: first block that sees every token again; the depth if nothing returns.
+        keep_ratio: share of the patch tokens kept, in (0, 1]; [CLS] is always kept.
+        scorer: who ranks the tokens. `cls_attention`: the [CLS] row of block `start - 1`'s attention, mean over heads;
+            `cls_attention_value`: that row times the norm of each value vector; `inverse_cls_attention`: keeps the least
+            attended; `random`: a fresh draw each step; `grid`: evenly spaced positions.
+        restore: the bypassed tokens return at `end`, unchanged and in their original places.
+        fuse: one extra token, the score-weighted mean of the bypassed ones, runs through the span. It is dropped
+            where the tokens return; without `restore` it stays, always kept.
+    """
+
+    # Read by the configuration library: a key that is not a field is an error.
+    __pydantic_config__ = {"extra": "forbid"}
+
+    start: int
+    end: int
+    keep_ratio: float = 0.45
+    scorer: Scorer = "cls_attention"
+    restore: bool = True
+    fuse: bool = False
+
+
+@dataclass(frozen=True)
+class Span:
+    """A route resolved into the integers that the graph is built from.
+
+    Attributes:
+        start, end: the blocks [start, end) that run on the kept tokens.
+        tokens: patch tokens that enter, before the selection.
+        kept: patch tokens that run through the span: round(keep_ratio * tokens), at least 1.
+        extras: fused tokens of earlier routes that are still in the sequence; always kept.
+    """
+
+    start: int
+    end: int
+    tokens: int
+    kept: int
+    extras: int
+    scorer: str
+    restore: bool
+    fuse: bool
+
+    @property
+    def sequence(self) -> int:
+        """Tokens that the blocks of the span see: [CLS], kept, extras and the fused one."""
+        return 1 + self.kept + self.extras + int(self.fuse)
+
+
+def resolve(routes: list[Route] | tuple[Route, ...], depth: int, tokens: int) -> tuple[Span, ...]:
+    """Check a list of routes against a network of `depth` blocks and `tokens` patch tokens and resolve it.
+
+    Raises:
+        ValueError: a route that cannot run; one line that names the key, e.g. `routes.1.start`, and what is allowed.
+    """
+    spans: list[Span] = []
+    extras, free_from = 0, 0
+    for i, route in enumerate(routes):
+        _check(route, f"routes.{i}", depth, free_from)
+        kept = max(1, round(route.keep_ratio * tokens))
+        if route.fuse and kept == tokens:
+            raise ValueError(
+                f"routes.{i}.fuse: keep_ratio {route.keep_ratio} keeps all {tokens} tokens, so there is nothing to fuse; "
+                f"set fuse: false or a lower keep_ratio"
+            )
+        spans.append(Span(route.start, route.end, tokens, kept, extras, route.scorer, route.restore, route.fuse))
+        free_from = route.end
+        if not route.restore:
+            tokens, extras = kept, extras + int(route.fuse)
+    return tuple(spans)
+
+
+def _check(route: Route, key: str, depth: int, free_from: int) -> None:
+    if route.scorer not in SCORERS:
+        raise ValueError(f"{key}.scorer: {route.scorer!r} is not one of {', '.join(SCORERS)}")
+    if not 0 < route.keep_ratio <= 1:
+        raise ValueError(f"{key}.keep_ratio: {route.keep_ratio} is outside (0, 1]; 0.45 keeps 45 % of the tokens")
+    if not 0 <= route.start < depth:
+        raise ValueError(f"{key}.start: block {route.start} does not exist; the model has blocks 0 to {depth - 1}")
+    if not route.start < route.end <= depth:
+        raise ValueError(f"{key}.end: {route.end} is outside {route.start + 1} to {depth} (start + 1 to the depth)")
+    if route.restore and route.end == depth:
+        raise ValueError(
+            f"{key}.end: a token restored after the last block influences nothing; "
+            f"use an end of at most {depth - 1}, or restore: false"
+        )
+    if route.start < free_from:
+        raise ValueError(f"{key}.start: block {route.start} overlaps the route before it; start at {free_from} or later")
+    if route.start == 0 and route.scorer in ATTENTION_SCORERS:
+        raise ValueError(
+            f"{key}.scorer: {route.scorer} reads the attention of block start - 1 and block 0 has none before it; "
+            f"start at 1 or later, or use random or grid"
+        )
+
+
+def grid_mask(tokens: int, kept: int) -> np.ndarray:
+    """Evenly spaced selection: bool (tokens,) with exactly `kept` true, by the rule of Bresenham's line."""
+    steps = np.arange(tokens + 1) * kept // tokens
+    return np.diff(steps).astype(bool)
+
+
+def cls_attention(q: Tensor, k: Tensor) -> Tensor:
+    """[CLS] row of the attention, softmax(q_cls k^T / sqrt(d)).
+
+    Computed on its own rather than sliced from the attention map, so it works with any attention kernel.
+
+    Args:
+        q, k: (B, heads, tokens, d); token 0 is [CLS].
+
+    Returns:
+        float32 (B, heads, tokens), each row sums to 1.
+    """
+    batch, heads, tokens, width = k.shape
+    q_cls = ops.Slice()(q, (0, 0, 0, 0), (batch, heads, 1, width))
+    logits = ops.BatchMatMul(transpose_b=True)(q_cls, k)
+    row = ops.Softmax(-1)(ops.Cast()(logits, ms.float32) * (width**-0.5))
+    return ops.Reshape()(row, (batch, heads, tokens))
+
+
+def value_norm(v: Tensor) -> Tensor:
+    """Euclidean norm of each value vector: (B, heads, tokens, d) -> float32 (B, heads, tokens)."""
+    return ops.Sqrt()(ops.ReduceSum()(ops.Square()(ops.Cast()(v, ms.float32)), -1))
+
+
+class Router(nn.Cell):
+    """The parameter-free machinery of one route: score, select, fuse, restore.
+
+    A sequence is laid out as [CLS], patch tokens in order of position, extras. Both formulations keep the same
+    tokens in the same order and are bit-identical; `gather` is the faster on CPU, `matmul` stays on the cube and vector
+    units of an Ascend 910A, where gather, scatter and float32 top-k fall to its AI CPU.
+
+    Args:
+        span: the resolved route.
+        formulation: `gather` (top-k, gather, scatter) or `matmul` (0/1 selection matrix times tokens).
+        noise_offset: first column of the step's noise that belongs to this route (scorer `random`).
+    """
+
+    def __init__(self, span: Span, formulation: Formulation, noise_offset: int):
+        super().__init__()
+        self.start, self.end = span.start, span.end
+        self.tokens, self.kept, self.extras = span.tokens, span.kept, span.extras
+        self.length = 1 + span.kept + span.extras  # kept sequence without the fused token
+        self.scorer, self.restores, self.fuse = span.scorer, span.restore, span.fuse
+        self.uses_attention = span.scorer in ATTENTION_SCORERS
+        self.gathers = formulation == "gather"
+        self.noise_offset = noise_offset
+        self.grid = Tensor(grid_mask(span.tokens, span.kept)[None].astype(np.float32))  # (1, tokens)
+        # Strictly lower triangle [i, j] = j < i: who wins a tie between i and j.
+        self.before = Tensor(np.tri(span.tokens, k=-1, dtype=np.float32)[None])
+        # Distinct keys, the earlier the larger, so that no tie can reorder them.
+        self.keys = Tensor(np.arange(1 + span.tokens + span.extras, 0, -1, dtype=np.float32)[None])
+        self.slots = Tensor(np.arange(self.length, dtype=np.float32).reshape(1, -1, 1))
+
+    def score(self, q: Tensor, k: Tensor, v: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Rank the patch tokens; no gradient flows back.
+
+        Args:
+            q, k, v: (B, heads, sequence, d) of block start - 1 (not read by `random` and `grid`).
+            noise: float32 (B, noise_width), uniform in [0, 1).
+
+        Returns:
+            ranking: float32 (B, tokens), larger is kept; weights: float32 (B, tokens) >= 0, for the fused token.
+        """
+        batch = noise.shape[0]
+        if self.scorer == "random":
+            ranking = ops.Slice()(noise, (0, self.noise_offset), (batch, self.tokens))
+            weights = ops.OnesLike()(ranking)
+        elif self.scorer == "grid":
+            ranking = ops.BroadcastTo((batch, self.tokens))(self.grid)
+            weights = ops.OnesLike()(ranking)
+        else:
+            row = cls_attention(q, k)
+            if self.scorer == "cls_attention_value":
+                row = row * value_norm(v)
+            weights = ops.Slice()(ops.ReduceMean()(row, 1), (0, 1), (batch, self.tokens))
+            ranking = -weights if self.scorer == "inverse_cls_attention" else weights
+        return ops.stop_gradient(ranking), ops.stop_gradient(weights)
+
+    def mask(self, ranking: Tensor) -> Tensor:
+        """The `kept` largest of each row, ties to the earlier position: float32 0/1 (B, sequence), [CLS] and extras 1."""
+        if self.gathers:
+            chosen = self._mask_by_top_k(ranking)
+        else:
+            chosen = self._mask_by_pairs(ranking)
+        batch = ranking.shape[0]
+        ones = ops.Ones()((batch, 1), ms.float32)
+        if self.extras:
+            return ops.Concat(1)((ones, chosen, ops.Ones()((batch, self.extras), ms.float32)))
+        return ops.Concat(1)((ones, chosen))
+
+    def _mask_by_top_k(self, ranking: Tensor) -> Tensor:
+        # The order in which TopK returns equal values is not defined (it is not by position on CPU), its values are:
+        # keep everything above the kept-th value, then fill up with its equals from the left.
+        values, _ = ops.TopK(sorted=True)(ranking, self.kept)
+        threshold = ops.Slice()(values, (0, self.kept - 1), (ranking.shape[0], 1))
+        above = ops.Cast()(ops.Greater()(ranking, threshold), ms.float32)
+        equal = ops.Cast()(ops.Equal()(ranking, threshold), ms.float32)
+        room = self.kept - ops.ReduceSum(keep_dims=True)(above, 1)
+        fits = ops.Cast()(ops.LessEqual()(ops.CumSum()(equal, 1), room), ms.float32)
+        return above + equal * fits
+
+    def _mask_by_pairs(self, ranking: Tensor) -> Tensor:
+        # rank_i = how many tokens beat token i: a larger score, or an equal score at an earlier position.
+        # Batch x tokens^2 comparisons on the vector unit: light at 196 tokens, heavy at 1024.
+        batch = ranking.shape[0]
+        mine = ops.Reshape()(ranking, (batch, self.tokens, 1))
+        other = ops.Reshape()(ranking, (batch, 1, self.tokens))
+        larger = ops.Cast()(ops.Greater()(other, mine), ms.float32)
+        equal = ops.Cast()(ops.Equal()(other, mine), ms.float32)
+        rank = ops.ReduceSum()(larger + equal * self.before, 2)
+        return ops.Cast()(ops.Less()(rank, float(self.kept)), ms.float32)
+
+    def index(self, mask: Tensor) -> Tensor:
+        """Positions where a 0/1 mask (B, sequence) is 1, ascending: int32 (B, length)."""
+        _, index = ops.TopK(sorted=True)(mask * self.keys, self.length)
+        return ops.stop_gradient(index)
+
+    def selection_matrix(self, mask: Tensor) -> Tensor:
+        """0/1 matrix P with P x = the kept tokens of x, in order: float32 (B, length, sequence)."""
+        batch, sequence = mask.shape
+        slot = ops.CumSum()(mask, 1) - 1.0
+        here = ops.Cast()(ops.Equal()(ops.Reshape()(slot, (batch, 1, sequence)), self.slots), ms.float32)
+        return ops.stop_gradient(here * ops.Reshape()(mask, (batch, 1, sequence)))
+
+    def enter(self, x: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+        """Take the kept tokens of x (B, sequence, D), with the fused token last if there is one."""
+        if self.gathers:
+            kept = ops.Gather(1)(x, self.index(mask), 1)
+        else:
+            kept = ops.BatchMatMul()(ops.Cast()(self.selection_matrix(mask), x.dtype), x)
+        if self.fuse:
+            return ops.Concat(1)((kept, self.fused(x, mask, weights)))
+        return kept
+
+    def fused(self, x: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+        """Mean of the bypassed tokens weighted by their scores: (B, 1, D)."""
+        batch, sequence, _ = x.shape
+        bypassed = weights * (1.0 - ops.Slice()(mask, (0, 1), (batch, self.tokens)))
+        share = bypassed / (ops.ReduceSum(keep_dims=True)(bypassed, 1) + 1e-12)
+        zeros = ops.Zeros()((batch, 1), ms.float32)
+        row = ops.Concat(1)((zeros, share))
+        if self.extras:
+            row = ops.Concat(1)((row, ops.Zeros()((batch, self.extras), ms.float32)))
+        row = ops.stop_gradient(ops.Reshape()(row, (batch, 1, sequence)))
+        return ops.BatchMatMul()(ops.Cast()(row, x.dtype), x)
+
+    def leave(self, kept: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        """Put the kept tokens back among the bypassed ones of x (B, sequence, D); the fused token ends here."""
+        batch, sequence, width = x.shape
+        if self.fuse:
+            kept = ops.Slice()(kept, (0, 0, 0), (batch, self.length, width))
+        if self.gathers:
+            first = Tensor(tuple(range(0, batch * sequence, sequence)), ms.int32)
+            flat = ops.Reshape()(self.index(mask) + ops.Reshape()(first, (batch, 1)), (batch * self.length, 1))
+            table = ops.Reshape()(x, (batch * sequence, width))
+            updates = ops.Reshape()(kept, (batch * self.length, width))
+            return ops.Reshape()(ops.TensorScatterUpdate()(table, flat, updates), x.shape)
+        # The product carries only processed tokens: a cube unit rounds float32 to float16, the bypass must stay exact.
+        matrix = ops.Cast()(self.selection_matrix(mask), x.dtype)
+        returned = ops.BatchMatMul(transpose_a=True)(matrix, kept)
+        is_kept = ops.Greater()(ops.Reshape()(mask, (batch, sequence, 1)), 0.5)
+        return ops.Select()(ops.BroadcastTo(x.shape)(is_kept), returned, x)
+
+    def compose(self, positions: Tensor, mask: Tensor) -> Tensor:
+        """Original positions of the kept patch tokens, given those of all patch tokens: int32 (B, kept)."""
+        batch = positions.shape[0]
+        index = ops.Slice()(self.index(mask), (0, 1), (batch, self.kept)) - 1
+        return ops.GatherD()(positions, 1, index)

@@ -1,0 +1,78 @@
+"""From a configuration to the objects of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable
+
+import mindspore as ms
+import numpy as np
+
+from skipvit.config import Config
+from skipvit.data.builtin import CLASSES, generate
+from skipvit.data.image_folder import open_image_folder
+from skipvit.data.pipeline import Arrays, Batches, Shard, Source
+from skipvit.errors import RunError
+from skipvit.models.vit import ViT
+
+
+def build_network(config: Config, device: str) -> ViT:
+    """The network, with weights drawn from the seed."""
+    formulation = config.routing
+    if formulation == "auto":
+        formulation = "matmul" if device == "ascend" else "gather"
+    ms.set_seed(config.seed)
+    np.random.seed(config.seed)  # MindSpore draws initial weights with NumPy's global generator
+    model = config.model
+    return ViT(
+        model.shape(),
+        model.image_size,
+        model.patch,
+        model.num_classes,
+        config.routes,
+        formulation,
+        model.drop_path,
+        exact_gelu=model.gelu == "erf",
+        fused_kernels=device == "ascend",
+    )
+
+
+def open_sources(config: Config) -> tuple[Source, Source]:
+    """Training and validation pictures.
+
+    Raises:
+        UsageError, RunError: a folder that is missing or not as it should be, a wrong number of classes.
+    """
+    data = config.data
+    if data.kind == "shapes":
+        sizes = {"train": data.train_size, "val": data.val_size}
+        drawn = [generate(count, seed=config.seed, split=split) for split, count in sizes.items()]
+        return tuple(Arrays(pictures.images, pictures.labels, CLASSES) for pictures in drawn)
+    train, val = open_image_folder(Path(data.path))
+    if len(train.classes) != config.model.num_classes:
+        raise RunError(
+            f"model.num_classes: {config.model.num_classes}, but {data.path} has {len(train.classes)} class folders; "
+            f"set --model.num_classes {len(train.classes)}"
+        )
+    return train, val
+
+
+def batches_of(config: Config, source: Source, noise_width: int, training: bool, shard: Shard) -> Callable[[int], Batches]:
+    """A function that makes the batches of an epoch (validation ignores which)."""
+
+    def make(epoch: int = 0) -> Batches:
+        return Batches(
+            source,
+            batch_size=config.data.batch_size,
+            image_size=config.model.image_size,
+            noise_width=noise_width,
+            training=training,
+            seed=config.seed,
+            augment=config.data.augment,
+            eval_crop=config.data.eval_crop,
+            workers=config.data.workers,
+            shard=shard,
+            epoch=epoch,
+        )
+
+    return make

@@ -1,0 +1,78 @@
+"""`skipvit eval`: top-1 and top-5 of a trained network, dense and routed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from skipvit import config as configuration
+from skipvit.errors import UsageError
+from skipvit.tools.build import batches_of, build_network, open_sources
+from skipvit.training import checkpoint, distributed
+from skipvit.training.evaluate import evaluate
+from skipvit.training.phases import phases
+from skipvit.training.step import EvalStep
+
+EPILOG = """examples:
+  python eval.py runs/skipvit_mini_shapes                the newest checkpoint of a run
+  python eval.py --config FILE --checkpoint FILE.ckpt    any checkpoint
+  python eval.py RUN --data.path /other/pictures --json  any key can be overridden
+"""
+
+
+def parser() -> configuration.OneLineParser:
+    result = configuration.OneLineParser(prog="eval.py", description="Evaluate a trained network.", epilog=EPILOG)
+    result.add_argument("run", nargs="?", metavar="RUN", help="folder of a run")
+    result.add_argument("--config", metavar="FILE", help="YAML file, instead of the run's")
+    result.add_argument("--checkpoint", metavar="FILE", help="checkpoint, instead of the run's newest")
+    result.add_argument("--json", action="store_true", help="print one JSON object")
+    return result
+
+
+def main(words: list[str]) -> None:
+    config, options = configuration.from_words(parser(), words, default_config)
+    path = checkpoint_of(options)
+    device, shard = distributed.start(config.device)
+    _, val_source = open_sources(config)
+    network = build_network(config, device)
+    checkpoint.restore(path, network)
+    batches = batches_of(config, val_source, network.noise_width, False, shard)()
+    trained = "routed" if phases(*config.phase_lengths())[-1].routed else "dense"
+    forwards = (False, True) if network.spans else (False,)
+    scores = {
+        "routed" if routed else "dense": evaluate(EvalStep(network, routed), batches, shard).as_dict() for routed in forwards
+    }
+    result = {"checkpoint": str(path), "trained": trained, **scores}
+    if shard.rank == 0:
+        print(json.dumps(result) if options.json else as_text(result))
+
+
+def default_config(options) -> str:
+    """The configuration to read when a run folder is named."""
+    if options.config:
+        return options.config
+    if not options.run:
+        raise UsageError("name a run folder, or --config and --checkpoint (see --help)")
+    if not (Path(options.run) / "config.yaml").is_file():
+        raise UsageError(f"{options.run}: not a run folder, it has no config.yaml")
+    return str(Path(options.run) / "config.yaml")
+
+
+def checkpoint_of(options) -> Path:
+    if options.checkpoint:
+        return Path(options.checkpoint)
+    if not options.run:
+        raise UsageError("--config needs --checkpoint, or name a run folder (see --help)")
+    found = checkpoint.saved(Path(options.run) / "checkpoints")
+    if not found:
+        raise UsageError(f"{options.run}: no checkpoint in it yet")
+    return found[-1]
+
+
+def as_text(result: dict) -> str:
+    lines = [f"{result['checkpoint']}", f"{'':8}{'top-1 %':>9}{'top-5 %':>9}{'loss':>8}{'images/s':>10}"]
+    for name in ("dense", "routed"):
+        if name in result:
+            row, note = result[name], "  trained last" if name == result["trained"] else ""
+            lines.append(f"{name:8}{row['top1']:9.2f}{row['top5']:9.2f}{row['loss']:8.3f}{row['images_per_s']:10.0f}{note}")
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""Devices and cards: choose the device, join the other processes, average over them."""
+
+from __future__ import annotations
+
+import os
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, communication, device_context, nn, ops
+
+from skipvit.data.pipeline import Shard
+from skipvit.errors import RunError, UsageError
+
+
+def start(device: str) -> tuple[str, Shard]:
+    """Set graph mode and the device, and join the other processes if a launcher (`msrun`) started several.
+
+    Args:
+        device: auto, cpu or ascend.
+
+    Returns:
+        the device (`cpu` or `ascend`) and this process's shard.
+
+    Raises:
+        UsageError: ascend is asked for where MindSpore finds no card.
+        RunError: the processes did not find each other.
+    """
+    ms.set_context(mode=ms.GRAPH_MODE)
+    has_card = device_context.ascend.is_available() if device != "cpu" else False
+    if device == "ascend" and not has_card:
+        raise UsageError("device: ascend asked for, but MindSpore finds no Ascend card or driver here; use device: cpu")
+    chosen = "ascend" if has_card else "cpu"
+    ms.set_device("Ascend" if has_card else "CPU")
+    if int(os.environ.get("MS_WORKER_NUM", "1")) <= 1:
+        return chosen, Shard()
+    try:
+        communication.init("hccl" if has_card else "mccl")
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise RunError(f"the processes could not join: {str(error).strip().splitlines()[0]}") from None
+    return chosen, Shard(communication.get_rank(), communication.get_group_size())
+
+
+def gradient_average(parameters, shard: Shard) -> nn.Cell | None:
+    """A cell that averages gradients over the cards; None on one card."""
+    if shard.count == 1:
+        return None
+    return nn.DistributedGradReducer(parameters, mean=True, degree=shard.count)
+
+
+class _AllSum(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.reduce = ops.AllReduce(ops.ReduceOp.SUM)
+
+    def construct(self, x):
+        return self.reduce(x)
+
+
+def sum_over_cards(values: np.ndarray, shard: Shard) -> np.ndarray:
+    """Sum of a float array over all cards, on every card (float32: counts are exact up to 2^24)."""
+    if shard.count == 1:
+        return values
+    return _AllSum()(Tensor(values.astype(np.float32))).asnumpy()

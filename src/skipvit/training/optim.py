@@ -1,0 +1,71 @@
+"""AdamW (arXiv 1711.05101) and its learning-rate schedule."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+
+def learning_rates(steps: int, warmup_steps: int, peak: float, final: float) -> np.ndarray:
+    """Linear warm-up to `peak`, then a half cosine to `final`: float64 (steps,), the rate of each step.
+
+    Step t of the warm-up has peak * (t + 1) / warmup_steps; the last step of the run has `final`.
+    """
+    warmup = peak * (np.arange(warmup_steps) + 1) / max(1, warmup_steps)
+    progress = np.linspace(0, 1, max(0, steps - warmup_steps))
+    return np.concatenate([warmup, final + (peak - final) * 0.5 * (1 + np.cos(np.pi * progress))])[:steps]
+
+
+def decays(parameter: Parameter) -> bool:
+    """Whether weight decay applies: matrices yes; biases, norms, [CLS] and the position embedding no."""
+    return parameter.ndim == 2
+
+
+class AdamW(nn.Cell):
+    """Adam with bias correction and decoupled weight decay, every matrix decayed by lr * weight_decay.
+
+    The bias corrections depend on the step alone; they are folded, in float64, into a table of step sizes and epsilons:
+    m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) = (sqrt(1 - b2^t) / (1 - b1^t)) m / (sqrt(v) + eps sqrt(1 - b2^t)).
+
+    Args:
+        parameters: what to train.
+        rates: float64 (steps,), learning rate of each step; beyond it the last one holds.
+
+    Its own parameters, `optimizer.*`, belong to a checkpoint: moments and step.
+    """
+
+    def __init__(self, parameters, rates: np.ndarray, beta1: float, beta2: float, epsilon: float, weight_decay: float):
+        super().__init__(auto_prefix=False)
+        self.parameters = ParameterTuple(parameters)
+        self.moment1 = self.parameters.clone(prefix="optimizer.moment1", init="zeros")
+        self.moment2 = self.parameters.clone(prefix="optimizer.moment2", init="zeros")
+        self.step = Parameter(Tensor(0, ms.int32), name="optimizer.step", requires_grad=False)
+        t = np.arange(1, len(rates) + 1)
+        correction1, correction2 = 1 - beta1**t, np.sqrt(1 - beta2**t)
+        self.rates = Tensor(rates.astype(np.float32))
+        self.step_sizes = Tensor((rates * correction2 / correction1).astype(np.float32))
+        self.epsilons = Tensor((epsilon * correction2).astype(np.float32))
+        self.last = len(rates) - 1
+        self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
+        self.no_power = Tensor(0.0, ms.float32)  # the correction is in the table already
+        self.decay = Tensor(weight_decay, ms.float32)
+        self.decayed = tuple(decays(p) and weight_decay > 0 for p in self.parameters)
+        self.adam = ops.Adam()
+
+    def construct(self, gradients, scale):
+        """Update with gradients * scale (a float32 scalar); returns the learning rate used, float32 scalar."""
+        at = ops.Minimum()(self.step, self.last)
+        rate = ops.Gather()(self.rates, at, 0)
+        size = ops.Gather()(self.step_sizes, at, 0)
+        epsilon = ops.Gather()(self.epsilons, at, 0)
+        for i in range(len(self.parameters)):
+            p = self.parameters[i]
+            if self.decayed[i]:
+                ops.Assign()(p, p * (1.0 - rate * self.decay))
+            self.adam(
+                p, self.moment1[i], self.moment2[i], self.no_power, self.no_power,
+                size, self.beta1, self.beta2, epsilon, gradients[i] * scale,
+            )  # fmt: skip
+        ops.AssignAdd()(self.step, 1)
+        return rate

@@ -1,0 +1,10 @@
+"""The tests of the network run as it trains: compiled graphs, here on the CPU."""
+
+import mindspore as ms
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_device("CPU")
