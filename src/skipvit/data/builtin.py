@@ -16,14 +16,14 @@ SPLITS = ("train", "val")
 
 # The object. Every class draws from the same ranges.
 ROOT_AREA = (8.0, 10.5)  # square root of the area, px; the outlines are then 10 to 20 px across
-OFFSET = 5.0  # largest distance of the centre from the picture's centre, each way, px: the object is never cut off
-TILT = np.deg2rad(15)  # largest rotation either way
+OFFSET = 3.5  # largest distance of the centre from the picture's centre, each way, px: the object is never cut off
+TILT = math.radians(12)  # largest rotation either way
 STRETCH = 0.08  # largest relative change of the width (the height changes inversely, so the area stays)
 RIM = 0.3  # how far the object's edge is darkened
 
 # Hue and saturation are free; brightness separates object from background, else a small vision transformer would need
 # far more than the few thousand pictures and ten epochs that the demo spends.
-OBJECT_LUMA, CLUTTER_LUMA, BACKDROP_LUMA = (0.65, 0.95), (0.05, 0.6), (0.08, 0.45)
+OBJECT_LUMA, CLUTTER_LUMA, BACKDROP_LUMA = (0.7, 0.95), (0.05, 0.5), (0.1, 0.37)
 LUMA = np.array([0.299, 0.587, 0.114])  # how bright red, green and blue look
 NOISE = 6  # largest change of a background pixel by noise, grey levels
 
@@ -62,7 +62,8 @@ OUTLINES = {name: _unit(points) for name, points in {
     "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
     "triangle": _arc(1, -90, 150, points=3),
     "star": _star(),
-    "cross": [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)],
+    "cross": [(-1, -3.4), (1, -3.4), (1, -1), (3.4, -1), (3.4, 1), (1, 1),
+              (1, 3.4), (-1, 3.4), (-1, 1), (-3.4, 1), (-3.4, -1), (-1, -1)],
     "crescent": np.concatenate([_arc(1, 44.7, 315.3), _arc(0.75, 290.4, 69.6, (0.45, 0))]),
     "heart": _heart(),
     "arrow": [(-5, -1.5), (0, -1.5), (0, -4.5), (5, 0), (0, 4.5), (0, 1.5), (-5, 1.5)],
@@ -140,7 +141,7 @@ def _colours(uniform, luma_range):
     wheel = (np.array([5, 3, 1]) + 6 * hue) % 6  # HSV to RGB at full value
     vivid = 1 - (0.2 + 0.8 * saturation) * np.clip(np.minimum(wheel, 4 - wheel), 0, 1)
     own = (vivid @ LUMA)[:, None]
-    lighter = 1 - (1 - vivid) * (1 - luma) / np.maximum(1 - own, 1e-6)  # mixed with white
+    lighter = 1 - (1 - vivid) * (1 - luma) / (1 - own)  # mixed with white
     return 255 * np.where(luma < own, vivid * luma / own, lighter)  # or with black
 
 
@@ -148,7 +149,8 @@ def _background(rng):
     """A smooth colour gradient, small clutter and noise: uint8 (32, 32, 3)."""
     corners = rng.random((4, 3)) * (0.5, 0.5, 1) + (rng.random(), 0, 0)  # neighbouring hues, no strong colours
     canvas = Image.fromarray(_colours(corners, BACKDROP_LUMA).astype(np.uint8).reshape(2, 2, 3))
-    canvas = canvas.resize((SIDE * SCALE, SIDE * SCALE), Image.Resampling.BILINEAR)
+    canvas = canvas.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    canvas = canvas.resize((SIDE * SCALE, SIDE * SCALE), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(canvas)
     count = rng.integers(10, 21)
     fills = _colours(rng.random((count, 3)), CLUTTER_LUMA).astype(int).tolist()
@@ -159,7 +161,7 @@ def _background(rng):
 
 
 def _fragment(draw, fill, kind, x, y, width, height, turn):
-    """Draw one line, dot, rectangle or sliver, at most 6 px across; the arguments after `fill` are in 0..1."""
+    """Draw one line, dot, rectangle or sliver, about 2 to 6 px long; the arguments after `fill` are in 0..1."""
     side = SIDE * SCALE
     x, y = x * side, y * side
     width, height = (1 + 2 * width) * SCALE, (1 + 2 * height) * SCALE  # half extents, 1..3 px
@@ -188,9 +190,10 @@ def _paste(background, outline, rng):
 
 def _place(outline, rng):
     """Stretch, perhaps mirror, tilt, scale and move an outline (k, 2): the same points in px, x and y."""
-    scale, tilt, stretch, x, y = rng.uniform(*zip(ROOT_AREA, (-TILT, TILT), (-STRETCH, STRETCH), *[(-OFFSET, OFFSET)] * 2))
-    mirror, stretch = rng.choice((-1, 1)), 1 + stretch
-    turn = np.array([[math.cos(tilt), math.sin(tilt)], [-math.sin(tilt), math.cos(tilt)]])
-    points = outline * (mirror * stretch * scale, scale / stretch) @ turn
+    scale, tilt = rng.uniform(*ROOT_AREA), rng.uniform(-TILT, TILT)
+    wide, mirror = 1 + rng.uniform(-STRETCH, STRETCH), 1 if rng.random() < 0.5 else -1
+    cos, sin = math.cos(tilt), math.sin(tilt)
+    points = outline * (mirror * wide * scale, scale / wide) @ np.array([[cos, sin], [-sin, cos]])
     # Centring the bounding box lets every class lie in the same range of places.
-    return points - (points.min(0) + points.max(0)) / 2 + SIDE / 2 + (x, y)
+    middle = (points.min(0) + points.max(0)) / 2
+    return points - middle + SIDE / 2 + rng.uniform(-OFFSET, OFFSET, 2)

@@ -15,7 +15,7 @@ from skipvit.training.step import EvalStep
 
 EPILOG = """examples:
   python eval.py runs/skipvit_mini_shapes                the newest checkpoint of a run
-  python eval.py --config FILE --checkpoint FILE.ckpt    any checkpoint
+  python eval.py --config FILE --weights FILE.ckpt       any checkpoint
   python eval.py RUN --data.path /other/pictures --json  any key can be overridden
 """
 
@@ -24,7 +24,7 @@ def parser() -> configuration.OneLineParser:
     result = configuration.OneLineParser(prog="eval.py", description="Evaluate a trained network.", epilog=EPILOG)
     result.add_argument("run", nargs="?", metavar="RUN", help="folder of a run")
     result.add_argument("--config", metavar="FILE", help="YAML file, instead of the run's")
-    result.add_argument("--checkpoint", metavar="FILE", help="checkpoint, instead of the run's newest")
+    result.add_argument("--weights", metavar="FILE", help="checkpoint, instead of the run's newest")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     return result
 
@@ -52,17 +52,17 @@ def default_config(options) -> str:
     if options.config:
         return options.config
     if not options.run:
-        raise UsageError("name a run folder, or --config and --checkpoint (see --help)")
+        raise UsageError("name a run folder, or --config and --weights (see --help)")
     if not (Path(options.run) / "config.yaml").is_file():
         raise UsageError(f"{options.run}: not a run folder, it has no config.yaml")
     return str(Path(options.run) / "config.yaml")
 
 
 def checkpoint_of(options) -> Path:
-    if options.checkpoint:
-        return Path(options.checkpoint)
+    if options.weights:
+        return Path(options.weights)
     if not options.run:
-        raise UsageError("--config needs --checkpoint, or name a run folder (see --help)")
+        raise UsageError("--config needs --weights, or name a run folder (see --help)")
     found = checkpoint.saved(Path(options.run) / "checkpoints")
     if not found:
         raise UsageError(f"{options.run}: no checkpoint in it yet")

@@ -1,0 +1,153 @@
+"""Configuration: every shipped recipe is read, every wrong one is refused in one line that names the key."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import yaml
+
+from skipvit import config as configuration
+from skipvit.errors import UsageError
+from skipvit.models.routing import Route
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+GOOD = {
+    "name": "a",
+    "model": {"size": "tiny", "depth": 6, "patch": 4, "image_size": 32, "num_classes": 10},
+    "routes": [{"start": 2, "end": 4}],
+    "phases": {"dense_warmup_epochs": 1},
+    "optim": {"epochs": 8, "warmup_epochs": 1},
+}
+
+
+def read(tmp_path, values, words=()):
+    path = tmp_path / "run.yaml"
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    parser = configuration.OneLineParser(prog="train.py")
+    parser.add_argument("--config", default=str(path))
+    return configuration.from_words(parser, list(words))[0]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_named_as_its_file(path):
+    config = configuration.read(path)
+    assert config.name in (path.stem, path.stem.removesuffix("_cpu"))
+
+
+def test_recipes_come_in_pairs_that_differ_in_their_routes_only():
+    by_name = {path.stem: configuration.read(path) for path in CONFIGS}
+    twins = [(n, n.replace("skipvit_", "vit_", 1)) for n in by_name if n.startswith("skipvit_")]
+    assert twins
+    for routed, dense in twins:
+        a, b = by_name[routed].model_dump(), by_name[dense].model_dump()
+        different = {key for key in a if a[key] != b[key]}
+        assert "routes" in different and different <= {"name", "routes", "phases"}
+
+
+def test_file_sets_and_command_line_overrides(tmp_path):
+    config = read(tmp_path, GOOD, ["--optim.lr", "1e-2", "--model.depth=5", "--data.augment", "flip"])
+    assert (config.optim.lr, config.model.depth, config.data.augment) == (1e-2, 5, "flip")
+    assert config.optim.epochs == 8  # from the file
+    assert config.optim.beta1 == 0.9  # the default
+    assert config.routes == [Route(2, 4, 0.45, "cls_attention", True, False)]
+
+
+def test_routes_on_the_command_line_are_yaml(tmp_path):
+    words = ["--routes", "[{start: 1, end: 6, keep_ratio: 0.3, scorer: random, restore: false}]"]
+    assert read(tmp_path, GOOD, words).routes == [Route(1, 6, 0.3, "random", False, False)]
+    assert read(tmp_path, GOOD, ["--routes", "[]"]).routes == []
+
+
+def test_environment_variables_do_not_describe_a_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEED", "7")
+    monkeypatch.setenv("NAME", "other")
+    assert (read(tmp_path, GOOD).seed, read(tmp_path, GOOD).name) == (0, "a")
+
+
+def test_written_configuration_reads_back_equal(tmp_path):
+    config = read(tmp_path, GOOD)
+    (tmp_path / "again.yaml").write_text(configuration.to_yaml(config))
+    assert configuration.read(tmp_path / "again.yaml") == config
+
+
+def test_help_documents_every_key_with_its_default():
+    parser = argparse.ArgumentParser()
+    from pydantic_settings import CliSettingsSource
+
+    CliSettingsSource(configuration.Config, root_parser=parser)
+    actions = {option: action for action in parser._actions for option in action.option_strings}
+    for group, field in configuration.Config.model_fields.items():
+        keys = [group]
+        if hasattr(field.annotation, "model_fields"):
+            keys = [f"{group}.{key}" for key in field.annotation.model_fields]
+        for key in keys:
+            text = actions[f"--{key}"].help
+            assert "default" in text and len(text.split("(default")[0]) > 3, key
+
+
+def with_key(path, value):
+    """GOOD with one key changed, e.g. "optim.lr" or "routes.0.start"."""
+    values = yaml.safe_load(yaml.safe_dump(GOOD))
+    at = values
+    *parts, last = path.split(".")
+    for part in parts:
+        at = at[int(part)] if isinstance(at, list) else at.setdefault(part, {})
+    at[last] = value
+    return values
+
+
+REFUSED = [
+    (with_key("optim.lrr", 1), "optim.lrr is not a key; did you mean lr?"),
+    (with_key("optims", {}), "optims is not a key; did you mean optim?"),
+    (with_key("routes.0.keepratio", 0.5), "routes.0.keepratio is not a key; did you mean keep_ratio?"),
+    (with_key("routes.0.start", 0), "routes.0.scorer: cls_attention reads the attention of block start - 1"),
+    (with_key("routes.0.end", 6), "routes.0.end: a token restored after the last block influences nothing"),
+    (with_key("routes.0.end", 7), "routes.0.end: 7 is outside"),
+    (with_key("routes.0.keep_ratio", 0), "routes.0.keep_ratio: 0.0 is outside (0, 1]"),
+    (with_key("routes.0.scorer", "attention"), "routes.0.scorer: input should be 'cls_attention'"),
+    (with_key("routes", [{"start": 1, "end": 4}, {"start": 3, "end": 5}]), "routes.1.start: block 3 overlaps"),
+    (with_key("routes", [{"end": 4}]), "routes.0.start is missing"),
+    (with_key("routes", "cls"), "routes: "),
+    (with_key("model.patch", 5), "model.patch: 5 does not divide model.image_size 32"),
+    (with_key("model.heads", 5), "model.heads: 5 does not divide the width 192"),
+    (with_key("model.size", "huge"), "model.size: input should be 'tiny', 'small', 'base' or 'large', got 'huge'"),
+    (with_key("model.image_size", 64), "data.kind: shapes are 32 x 32"),
+    (with_key("optim.lr", "fast"), "optim.lr: "),
+    (with_key("optim.lr", float("nan")), "optim.lr: "),
+    (with_key("optim.lr", -1), "optim.lr: input should be greater than 0, got -1"),
+    (with_key("optim.warmup_epochs", 9), "optim.warmup_epochs: 9.0 is more than optim.epochs 8"),
+    (with_key("optim.min_lr", 1), "optim.min_lr: 1.0 is larger than optim.lr"),
+    (with_key("phases.dense_warmup_epochs", 8), "phases: 8 + 0 dense epochs leave none"),
+    (with_key("data.kind", "image_folder"), "data.path: an image_folder needs the folder"),
+    (with_key("name", "../up"), "name: "),
+    (with_key("seed", None), "seed: "),
+    ("a: [", "not valid YAML"),
+    ("- 1", "a config is a mapping"),
+    ("1: 2", "a config is a mapping"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), REFUSED, ids=lambda value: str(value)[:40] if isinstance(value, str) else "")
+def test_wrong_configuration_is_refused_in_one_line(tmp_path, values, message):
+    with pytest.raises(UsageError) as refused:
+        read(tmp_path, values)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value) and "run.yaml" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--optim.lrr", "1"], "--optim.lrr is not an option; did you mean --optim.lr?"),
+        (["--optim.lr", "fast"], "optim.lr: "),
+        (["--optim.lr"], "--optim.lr"),
+        (["extra"], "extra"),
+        (["--routes", "[{start: 1"], "--routes is not YAML"),
+        (["--routes", "[{start: 1, end: 3, fuze: true}]"], "routes.0.fuze is not a key; did you mean fuse?"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file"),
+    ],
+)
+def test_wrong_command_line_is_refused_in_one_line(tmp_path, words, message):
+    with pytest.raises(UsageError) as refused:
+        read(tmp_path, GOOD, words)
+    assert message in str(refused.value) and "\n" not in str(refused.value)

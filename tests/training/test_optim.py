@@ -1,0 +1,58 @@
+"""AdamW and its schedule against NumPy."""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from skipvit.training.optim import AdamW, decays, learning_rates
+
+
+def test_learning_rates_follow_the_formula():
+    rates = learning_rates(steps=100, warmup_steps=10, peak=2e-3, final=1e-5)
+    assert len(rates) == 100
+    for t in range(10):
+        assert np.isclose(rates[t], 2e-3 * (t + 1) / 10)
+    for t in range(10, 100):
+        expected = 1e-5 + (2e-3 - 1e-5) * (1 + np.cos(np.pi * (t - 10) / 89)) / 2
+        assert np.isclose(rates[t], expected)
+    assert np.isclose(rates[-1], 1e-5)
+
+
+def test_learning_rates_without_warmup_and_with_nothing_but_warmup():
+    assert np.isclose(learning_rates(5, 0, 1e-3, 1e-5)[0], 1e-3)
+    assert np.allclose(learning_rates(4, 4, 1.0, 0.0), [0.25, 0.5, 0.75, 1.0])
+
+
+def test_adamw_matches_numpy_over_20_steps_and_decays_matrices_only():
+    """Reference: Algorithm 2 of arXiv 1711.05101, in float64. The schedule ends after 15 steps: the last rate holds."""
+    rng = np.random.default_rng(0)
+    start = {"matrix": rng.normal(size=(5, 4)), "bias": rng.normal(size=4), "cls_token": rng.normal(size=(1, 1, 4))}
+    parameters = [Parameter(Tensor(value, ms.float32), name=name) for name, value in start.items()]
+    rates = learning_rates(15, 4, 1e-2, 1e-4)
+    optimizer = AdamW(parameters, rates, beta1=0.9, beta2=0.95, epsilon=1e-6, weight_decay=0.1)
+    expected = {name: value.copy() for name, value in start.items()}
+    m = {name: np.zeros_like(value) for name, value in start.items()}
+    v = {name: np.zeros_like(value) for name, value in start.items()}
+    for t in range(1, 21):
+        gradients = {name: rng.normal(size=value.shape) * 10.0 ** rng.integers(-4, 1) for name, value in start.items()}
+        scale = rng.uniform(0.1, 1)
+        used = optimizer(tuple(Tensor(g, ms.float32) for g in gradients.values()), Tensor(scale, ms.float32))
+        rate = rates[min(t - 1, 14)]
+        assert np.isclose(float(used.asnumpy()), rate)
+        for name, g in gradients.items():
+            g = g * scale
+            m[name] = 0.9 * m[name] + 0.1 * g
+            v[name] = 0.95 * v[name] + 0.05 * g**2
+            if name == "matrix":
+                expected[name] *= 1 - rate * 0.1
+            m_hat, v_hat = m[name] / (1 - 0.9 ** min(t, 15)), v[name] / (1 - 0.95 ** min(t, 15))
+            expected[name] -= rate * m_hat / (np.sqrt(v_hat) + 1e-6)
+    for p in parameters:
+        assert np.allclose(p.asnumpy(), expected[p.name], rtol=2e-5, atol=2e-6), p.name
+    assert int(optimizer.step.asnumpy()) == 20
+
+
+def test_decay_spares_biases_norms_cls_and_position():
+    shapes = {"blocks.0.norm1.weight": (8,), "head.bias": (8,), "cls_token": (1, 1, 8), "pos_embed": (1, 5, 8)}
+    assert not any(decays(Parameter(Tensor(np.zeros(shape, np.float32)), name=name)) for name, shape in shapes.items())
+    assert decays(Parameter(Tensor(np.zeros((8, 8), np.float32)), name="blocks.0.attn.q.weight"))
