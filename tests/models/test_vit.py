@@ -14,7 +14,7 @@ from reference import forward, stable_best
 
 from skipvit.models.routing import Route
 from skipvit.models.sizes import SIZES, Size
-from skipvit.models.vit import Activations, ViT, activation_names
+from skipvit.models.vit import Activations, LayerNorm, ViT, activation_names
 
 BATCH, IMAGE, PATCH, CLASSES = 3, 16, 4, 7
 TOKENS = (IMAGE // PATCH) ** 2
@@ -31,6 +31,7 @@ class Case:
     routed: bool = True
     uint8: bool = False
     exact_gelu: bool = False
+    fused_kernels: bool = False
     training: bool = False
     drop_path: float = 0.0
     gradients: bool = False
@@ -39,6 +40,7 @@ class Case:
 DENSE = {
     "float": Case(drop_path=0.6, gradients=True),  # no effect outside training
     "uint8, erf GELU": Case(uint8=True, exact_gelu=True),
+    "fused kernels": Case(fused_kernels=True, gradients=True),
     "drop path, routes off": Case([Route(1, 3, 0.5, "random")], routed=False, training=True, drop_path=0.6),
 }
 GONE = {"restore": False}
@@ -124,7 +126,15 @@ class Network:
     def __init__(self, case, formulation):
         self.case = case
         self.vit = ViT(
-            SIZE, IMAGE, PATCH, CLASSES, case.routes, formulation, drop_path=case.drop_path, exact_gelu=case.exact_gelu
+            SIZE,
+            IMAGE,
+            PATCH,
+            CLASSES,
+            case.routes,
+            formulation,
+            drop_path=case.drop_path,
+            exact_gelu=case.exact_gelu,
+            fused_kernels=case.fused_kernels,
         )
         self.vit.set_train(case.training)
         self.names = activation_names(self.vit, case.routed)
@@ -434,6 +444,63 @@ def test_bypassed_tokens_give_no_gradient_to_the_blocks_of_the_span(bypass_gradi
     for name, gradient in gradients.items():
         if name.startswith("blocks.") and not name.startswith(f"blocks.{LAST}."):
             assert not gradient.any(), name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layer normalisation of rows that hardly vary, where the epsilon counts
+# ---------------------------------------------------------------------------------------------------------------------
+
+WIDTH = 24
+
+
+def layer_norm(x, weight, bias):
+    """The textbook's, float64, on rows (rows, D)."""
+    rows = [(row - row.mean()) / np.sqrt(row.var() + 1e-6) for row in x]
+    return np.stack(rows) * weight + bias
+
+
+class WeightedNorm(nn.Cell):
+    """sum(w * LayerNorm(x)), and LayerNorm(x)."""
+
+    def __init__(self, norm):
+        super().__init__(auto_prefix=False)
+        self.norm = norm
+
+    def construct(self, x, w):
+        y = self.norm(x)
+        return (y * w).sum(), y
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["written out", "fused kernel"])
+def low_variance_norm(request):
+    """x (rows, D), weight, bias, w, LayerNorm(x), and the gradient of sum(w * LayerNorm(x)) by x."""
+    rng = np.random.default_rng(8)
+    x = rng.normal(size=(6, WIDTH)) * np.array([[1e-4], [1e-3], [1e-2], [1], [10], [0]])
+    norm = LayerNorm(WIDTH, request.param)
+    arrays = [a.astype(np.float32) for a in (x, *rng.normal(size=(2, WIDTH)), rng.normal(size=x.shape))]
+    x, weight, bias, w = arrays
+    norm.weight.set_data(Tensor(weight))
+    norm.bias.set_data(Tensor(bias))
+    (_, y), gradient = ms.jit(ms.value_and_grad(WeightedNorm(norm), 0, has_aux=True))(Tensor(x), Tensor(w))
+    return (*(a.astype(float) for a in arrays), y.asnumpy(), gradient.asnumpy())
+
+
+def test_layer_norm_of_rows_of_any_size(low_variance_norm):
+    x, weight, bias, _, y, _ = low_variance_norm
+    np.testing.assert_allclose(y, layer_norm(x, weight, bias), rtol=1e-5, atol=2e-6)
+
+
+def test_layer_norm_gradient_of_rows_of_any_size(low_variance_norm):
+    """Against central differences, relative to the largest gradient of the row."""
+    x, weight, bias, w, _, gradient = low_variance_norm
+    for row in range(len(x)):
+        expected = np.empty(WIDTH)
+        for column in range(WIDTH):
+            step = np.zeros_like(x[row])
+            step[column] = 1e-7
+            ahead, behind = (layer_norm(x[row : row + 1] + s, weight, bias) for s in (step, -step))
+            expected[column] = ((ahead - behind)[0] @ w[row]) / 2e-7
+        np.testing.assert_allclose(gradient[row], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

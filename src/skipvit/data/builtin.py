@@ -15,7 +15,7 @@ SCALE = 4  # shapes are drawn this many times larger, then averaged down: anti-a
 SPLITS = ("train", "val")
 
 # The object. Every class draws from the same ranges.
-ROOT_AREA = (8.0, 10.5)  # square root of the area, px; the outlines are then 10 to 20 px across
+ROOT_AREA = (8.0, 10.5)  # square root of the area, px; the outlines are then 9 to 19 px across
 OFFSET = 3.5  # largest distance of the centre from the picture's centre, each way, px: the object is never cut off
 TILT = math.radians(12)  # largest rotation either way
 STRETCH = 0.08  # largest relative change of the width (the height changes inversely, so the area stays)
@@ -27,7 +27,7 @@ OBJECT_LUMA, CLUTTER_LUMA, BACKDROP_LUMA = (0.7, 0.95), (0.05, 0.5), (0.1, 0.37)
 LUMA = np.array([0.299, 0.587, 0.114])  # how bright red, green and blue look
 NOISE = 6  # largest change of a background pixel by noise, grey levels
 
-_LABELS, _BACKGROUND, _OBJECT = range(3)  # random streams of one picture
+_LABELS, _BACKGROUND, _OBJECT = range(3)  # random streams of a split
 
 
 def _arc(radius, start, stop, centre=(0.0, 0.0), points=40):

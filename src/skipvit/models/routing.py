@@ -35,7 +35,8 @@ class Route:
             attended; `random`: a fresh draw each step; `grid`: evenly spaced positions.
         restore: the bypassed tokens return at `end`, unchanged and in their original places.
         fuse: one extra token, the score-weighted mean of the bypassed ones, runs through the span. It is dropped
-            where the tokens return; without `restore` it stays, always kept.
+            where the tokens return; without `restore` it stays, always kept. `inverse_cls_attention` weighs it by the
+            attention itself, `random` and `grid`, which have no notion of importance, equally.
     """
 
     # Read by the configuration library: a key that is not a field is an error.
@@ -269,8 +270,7 @@ class Router(nn.Cell):
         row = ops.Concat(1)((zeros, share))
         if self.extras:
             row = ops.Concat(1)((row, ops.Zeros()((batch, self.extras), ms.float32)))
-        row = ops.stop_gradient(ops.Reshape()(row, (batch, 1, sequence)))
-        return ops.BatchMatMul()(ops.Cast()(row, x.dtype), x)
+        return ops.BatchMatMul()(ops.Cast()(ops.Reshape()(row, (batch, 1, sequence)), x.dtype), x)
 
     def leave(self, kept: Tensor, x: Tensor, mask: Tensor) -> Tensor:
         """Put the kept tokens back among the bypassed ones of x (B, sequence, D); the fused token ends here."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import Normal, TruncatedNormal, initializer
+from mindspore.common.initializer import Normal, initializer
 
 from skipvit.models.routing import Formulation, Route, Router, resolve
 from skipvit.models.sizes import Size
@@ -24,13 +24,12 @@ class Dense(nn.Cell):
     """y = x W^T + b over the last axis: (B, N, in) -> (B, N, out) or (B, in) -> (B, out).
 
     Args:
-        zero: start at zero (a classifier head), else truncated normal with standard deviation 0.02.
+        init: of the weight. Xavier's scale follows the width, so that narrow networks learn from the start too.
     """
 
-    def __init__(self, inputs: int, outputs: int, zero: bool = False):
+    def __init__(self, inputs: int, outputs: int, init="XavierUniform"):
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
-        init = "zeros" if zero else TruncatedNormal(0.02)
         self.weight = Parameter(initializer(init, (outputs, inputs)), name="weight")
         self.bias = Parameter(initializer("zeros", (outputs,)), name="bias")
 
@@ -96,7 +95,7 @@ class PatchEmbed(nn.Cell):
     def __init__(self, image_size: int, patch: int, width: int):
         super().__init__()
         self.grid, self.patch = image_size // patch, patch
-        self.proj = Dense(patch * patch * 3, width)
+        self.proj = Dense(patch * patch * 3, width, Normal((patch * patch * 3) ** -0.5))
         self.mean = Tensor(np.array(PIXEL_MEAN * patch * patch, np.float32))
         self.inverse_std = Tensor(1 / np.array(PIXEL_STD * patch * patch, np.float32))
 
@@ -213,6 +212,8 @@ class ViT(nn.Cell):
     All randomness comes in from outside as `noise`, so a step can be repeated exactly: uniform numbers in [0, 1), columns
     2i and 2i + 1 for the drop path of block i, then one column a patch token for each `random` route.
 
+    Initial weights are those of the original ViT's code (arXiv 2010.11929): Xavier uniform, a zero head, biases and [CLS].
+
     Args:
         size: width, depth and heads.
         image_size, patch: side of the square picture and of a patch, pixels; patch divides image_size.
@@ -249,8 +250,10 @@ class ViT(nn.Cell):
         self.depth, self.width = size.depth, size.width
         self.tokens = (image_size // patch) ** 2
         self.patch_embed = PatchEmbed(image_size, patch, size.width)
-        self.cls_token = Parameter(initializer(Normal(1e-6), (1, 1, size.width)), name="cls_token")
-        self.pos_embed = Parameter(initializer(TruncatedNormal(0.02), (1, 1 + self.tokens, size.width)), name="pos_embed")
+        self.cls_token = Parameter(initializer("zeros", (1, 1, size.width)), name="cls_token")
+        self.pos_embed = Parameter(
+            initializer(Normal(size.width**-0.5), (1, 1 + self.tokens, size.width)), name="pos_embed"
+        )
         rates = np.linspace(0, drop_path, size.depth)
         self.blocks = nn.CellList(
             [
@@ -259,7 +262,7 @@ class ViT(nn.Cell):
             ]
         )
         self.norm = LayerNorm(size.width, fused_kernels)
-        self.head = Dense(size.width, num_classes, zero=True)
+        self.head = Dense(size.width, num_classes, init="zeros")
         self.spans = resolve(routes, size.depth, self.tokens)
         self.routers, self.noise_width = _routers(self.spans, formulation, 2 * size.depth)
         self.all_positions = Tensor(np.arange(self.tokens, dtype=np.int32)[None])
