@@ -31,7 +31,7 @@ python "$(dirname "$0")/train.py" "$@" --check
 
 status=0
 msrun --worker_num="$cards" --local_worker_num="$cards" --master_port="${MASTER_PORT:-8118}" --log_dir="$log_dir" \
-    --join=True --tail_worker_log=0 "$(dirname "$0")/train.py" "$@" || status=$?
+    --join=True --tail_worker_log=0 "$(dirname "$0")/train.py" "$@" 2>"$log_dir/launcher.log" || status=$?
 if [[ $status -ne 0 ]]; then
     reason=$(grep -h '^error: ' "$log_dir"/worker_*.log 2>/dev/null | head -n 1 || true)
     echo "${reason:-error: a process failed; its log is in $log_dir}" >&2

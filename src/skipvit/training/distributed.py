@@ -57,7 +57,7 @@ class _AllSum(nn.Cell):
 
 
 def sum_over_cards(values: np.ndarray, shard: Shard) -> np.ndarray:
-    """Sum of a float array over all cards, on every card (float32: counts are exact up to 2^24)."""
+    """Sum of a float64 array over all cards, on every card (in float32: counts are exact up to 2^24)."""
     if shard.count == 1:
         return values
-    return _AllSum()(Tensor(values.astype(np.float32))).asnumpy()
+    return _AllSum()(Tensor(values.astype(np.float32))).asnumpy().astype(np.float64)

@@ -17,7 +17,7 @@ from skipvit.data.pipeline import Batches, Shard
 from skipvit.errors import RunError
 from skipvit.models.vit import ViT
 from skipvit.training import checkpoint
-from skipvit.training.distributed import gradient_average
+from skipvit.training.distributed import gradient_average, sum_over_cards
 from skipvit.training.evaluate import Scores, evaluate
 from skipvit.training.phases import Phase
 from skipvit.training.run_folder import RunFolder
@@ -123,6 +123,7 @@ class Trainer:
         finally:
             watch.bar.close()
         record = {"epoch": epoch + 1, "phase": phase.name, "trained": "routed" if phase.routed else "dense", **watch.summary()}
+        record["train_loss"] = float(sum_over_cards(np.array([record["train_loss"]]), self.shard)[0]) / self.shard.count
         if not np.isfinite(record["train_loss"]):
             raise RunError(f"epoch {epoch + 1}: the loss is not a number; lower optim.lr, or resume from an older checkpoint")
         record["val"] = {name: scores.as_dict() for name, scores in self.evaluate().items()}
