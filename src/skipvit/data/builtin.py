@@ -16,14 +16,14 @@ SPLITS = ("train", "val")
 
 # The object. Every class draws from the same ranges.
 ROOT_AREA = (8.0, 10.5)  # square root of the area, px; the outlines are then 9 to 19 px across
-OFFSET = 3.5  # largest distance of the centre from the picture's centre, each way, px: the object is never cut off
-TILT = math.radians(12)  # largest rotation either way
-STRETCH = 0.08  # largest relative change of the width (the height changes inversely, so the area stays)
+OFFSET = 2.5  # largest distance of the centre from the picture's centre, each way, px: the object is never cut off
+TILT = math.radians(10)  # largest rotation either way
+STRETCH = 0.05  # largest relative change of the width (the height changes inversely, so the area stays)
 RIM = 0.3  # how far the object's edge is darkened
 
 # Hue and saturation are free; brightness separates object from background, else a small vision transformer would need
 # far more than the few thousand pictures and ten epochs that the demo spends.
-OBJECT_LUMA, CLUTTER_LUMA, BACKDROP_LUMA = (0.7, 0.95), (0.05, 0.5), (0.1, 0.37)
+OBJECT_LUMA, CLUTTER_LUMA, BACKDROP_LUMA = (0.7, 0.95), (0.05, 0.45), (0.1, 0.33)
 LUMA = np.array([0.299, 0.587, 0.114])  # how bright red, green and blue look
 NOISE = 6  # largest change of a background pixel by noise, grey levels
 
