@@ -18,7 +18,6 @@ ROUTES = [Route(1, 3, 0.5), Route(3, 4, 0.5, "random", restore=False, fuse=True)
 
 
 def make_network(formulation="gather") -> ViT:
-    ms.set_context(mode=ms.GRAPH_MODE)
     np.random.seed(0)
     network = ViT(SIZE, 16, 4, CLASSES, ROUTES, formulation, drop_path=0.2)
     rng = np.random.default_rng(1)

@@ -14,10 +14,12 @@ from skipvit import config as configuration
 from skipvit.analysis.macs import forward_macs
 from skipvit.analysis.plain_vit import PlainViT
 from skipvit.config import Config
-from skipvit.tools.build import build_network
+from skipvit.tools.build import build_network, build_optimizer
 from skipvit.training import distributed
-from skipvit.training.optim import AdamW, learning_rates
+from skipvit.training.optim import AdamW
 from skipvit.training.step import SmoothedLoss, TrainStep
+
+STEPS_PER_EPOCH = 100  # only shapes the learning rate, which costs no time
 
 EPILOG = """Forward, backward, clipping and AdamW on random pictures that are already in memory; one step of each variant in
 turn, so that a noisy machine disturbs all alike. The medians' ratio is what to quote.
@@ -52,21 +54,15 @@ def main(words: list[str]) -> None:
 def training_steps(config: Config, device: str, plain: bool) -> dict[str, TrainStep]:
     """A training step for each variant; dense and routed share their network and optimizer."""
     network = build_network(config, device)
-    optimizer = _optimizer(config, network)
+    optimizer = build_optimizer(config, network, STEPS_PER_EPOCH)
     steps = {}
     for name in ("dense", "routed") if network.spans else ("dense",):
         steps[name] = _step(config, network, optimizer, name == "routed")
     if plain:
         model = config.model
         textbook = PlainViT(model.shape(), model.image_size, model.patch, model.num_classes)
-        steps["plain"] = _step(config, textbook, _optimizer(config, textbook), False)
+        steps["plain"] = _step(config, textbook, build_optimizer(config, textbook, STEPS_PER_EPOCH), False)
     return steps
-
-
-def _optimizer(config: Config, network) -> AdamW:
-    optim = config.optim
-    rates = learning_rates(1000, 100, optim.lr, optim.min_lr)
-    return AdamW(network.trainable_params(), rates, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay)
 
 
 def _step(config: Config, network, optimizer: AdamW, routed: bool) -> TrainStep:

@@ -7,6 +7,7 @@ from typing import Callable
 
 import mindspore as ms
 import numpy as np
+from mindspore import nn
 
 from skipvit.config import Config
 from skipvit.data.builtin import CLASSES, generate
@@ -14,6 +15,7 @@ from skipvit.data.image_folder import open_image_folder
 from skipvit.data.pipeline import Arrays, Batches, Shard, Source
 from skipvit.errors import RunError
 from skipvit.models.vit import ViT
+from skipvit.training.optim import AdamW, learning_rates
 
 
 def build_network(config: Config, device: str) -> ViT:
@@ -35,6 +37,14 @@ def build_network(config: Config, device: str) -> ViT:
         exact_gelu=model.gelu == "erf",
         fused_kernels=device == "ascend",
     )
+
+
+def build_optimizer(config: Config, network: nn.Cell, steps_per_epoch: int) -> AdamW:
+    optim = config.optim
+    rates = learning_rates(
+        optim.epochs * steps_per_epoch, round(optim.warmup_epochs * steps_per_epoch), optim.lr, optim.min_lr
+    )
+    return AdamW(network.trainable_params(), rates, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay)
 
 
 def open_sources(config: Config) -> tuple[Source, Source]:

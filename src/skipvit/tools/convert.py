@@ -8,7 +8,6 @@ Both layouts hold the same numbers under the same names, except that timm
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import re
@@ -21,24 +20,25 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
+from skipvit.config import OneLineParser
 from skipvit.errors import RunError, UsageError
+from skipvit.training.checkpoint import NOT_MODEL
 
 TIMM_ENDING, OUR_ENDING = ".safetensors", ".ckpt"
 KERNEL = "patch_embed.proj.weight"
-TRAINER_PREFIX = "optimizer."
 LISTED_NAMES = 8
 
 DESCRIPTION = """\
 Turn timm or DeiT weights (.safetensors) into a MindSpore checkpoint (.ckpt) of this project's ViT, or back.
 The endings of the two files decide the direction; depth, width, patch, picture and classes are read from the source.
 Weights are kept bit for bit in float32 (float16 and bfloat16 are widened to it, which loses nothing).
-Entries of a training checkpoint that are not the model's (optimizer.*) are left out."""
+Entries of a training checkpoint that are not the model's (optimizer.*, trainer.*) are left out."""
 
 EPILOG = """\
 example:
   skipvit convert deit_small.safetensors deit_small.ckpt
 
-timm's ViTs are trained with the exact (erf) GELU: run their weights with exact_gelu. Two more things are not part of
+timm's ViTs are trained with the exact (erf) GELU: run their weights with --model.gelu erf. Two more things are not part of
 the weights: the number of heads (in timm and DeiT a head is 64 wide), and the normalisation of pictures (ours is
 ImageNet's mean and deviation, as in DeiT; timm's augreg weights were trained with 0.5 and 0.5)."""
 
@@ -187,12 +187,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], str]:
         entries = ms.load_checkpoint(str(path))
     except Exception as error:  # of whatever type MindSpore's parser or the disk comes up with
         raise RunError(f"{path}: not a readable MindSpore checkpoint; it is damaged or something else") from error
-    model = {name: value for name, value in entries.items() if not name.startswith(TRAINER_PREFIX)}
+    model = {name: value for name, value in entries.items() if not name.startswith(NOT_MODEL)}
     types = {name: str(getattr(value, "dtype", "text")) for name, value in model.items()}
     _refuse_types(path, types, ("Float32", "Float16", "BFloat16"))
     params = {name: value.asnumpy().astype(np.float32, copy=False) for name, value in model.items()}
     others = len(entries) - len(model)
-    return params, f"left out: {others} entries {TRAINER_PREFIX}*" if others else ""
+    return params, f"left out: {others} entries of the trainer" if others else ""
 
 
 def write_safetensors(params: dict[str, np.ndarray], path: Path) -> None:
@@ -231,12 +231,7 @@ def convert(source: Path, target: Path) -> str:
 
 def main(argv: list[str]) -> None:
     """The command line `skipvit convert SOURCE TARGET`: convert and print the summary; errors as of `convert`."""
-    parser = argparse.ArgumentParser(
-        prog="skipvit convert",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OneLineParser(prog="skipvit convert", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("source", type=Path, help="weights to read: .safetensors or .ckpt")
     parser.add_argument("target", type=Path, help="file to write, with the other ending; must not exist")
     arguments = parser.parse_args(argv)

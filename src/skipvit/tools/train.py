@@ -15,10 +15,10 @@ from skipvit.config import Config
 from skipvit.data.pipeline import Batches
 from skipvit.errors import UsageError
 from skipvit.models.vit import Activations, ViT
-from skipvit.tools.build import batches_of, build_network, open_sources
+from skipvit.tools.build import batches_of, build_network, build_optimizer, open_sources
 from skipvit.training import checkpoint, distributed
 from skipvit.training.loop import Plan, Trainer
-from skipvit.training.optim import AdamW, learning_rates
+from skipvit.training.optim import AdamW
 from skipvit.training.phases import phases
 from skipvit.training.run_folder import RunFolder
 
@@ -77,16 +77,6 @@ def main(words: list[str]) -> None:
     trainer.run(epochs_done)
     if shard.rank == 0:
         finish(config, network, folder, val_batches, val_source.classes)
-
-
-def build_optimizer(config: Config, network: ViT, steps_per_epoch: int) -> AdamW:
-    optim = config.optim
-    rates = learning_rates(
-        optim.epochs * steps_per_epoch, round(optim.warmup_epochs * steps_per_epoch), optim.lr, optim.min_lr
-    )
-    return AdamW(
-        network.trainable_params(), rates, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay
-    )
 
 
 def resume(folder: RunFolder, config: Config, network: ViT, optimizer: AdamW) -> int:

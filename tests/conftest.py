@@ -1,4 +1,4 @@
-"""The tests of the network run as it trains: compiled graphs, here on the CPU."""
+"""Everything runs as it trains: compiled graphs, here on the CPU."""
 
 import mindspore as ms
 import pytest
