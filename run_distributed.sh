@@ -26,6 +26,7 @@ fi
 
 log_dir=${LOG_DIR:-logs}
 mkdir -p "$log_dir"
+rm -f "$log_dir"/worker_*.log "$log_dir"/scheduler.log "$log_dir"/launcher.log
 # A first look at the options in one process, so that a wrong key is one line here and not one in every log.
 python "$(dirname "$0")/train.py" "$@" --check
 

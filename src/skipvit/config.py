@@ -13,7 +13,7 @@ from typing import Annotated, Any, Callable, Literal, NoReturn
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from skipvit.errors import UsageError
 from skipvit.models.routing import Route, Span, resolve
@@ -178,6 +178,12 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
 
 
+def recipe(name: str) -> str:
+    """Path of a shipped configuration: below the current folder if it is there, else below the project's."""
+    here = Path("configs") / name
+    return str(here if here.is_file() else Path(__file__).parents[2] / here)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose refusals are one line and name the nearest option."""
 
@@ -226,6 +232,8 @@ def read(path: Path, source: CliSettingsSource | None = None, options: argparse.
             config = CliApp.run(Config, cli_args=options, cli_settings_source=source, **values)
     except ValidationError as error:
         raise UsageError(f"{path}: {_first_problem(error)}") from None
+    except SettingsError as error:
+        raise UsageError(f"{str(error).splitlines()[0]}; set single keys, e.g. --optim.lr 1e-3") from None
     except yaml.YAMLError:
         raise UsageError("--routes is not YAML; e.g. --routes '[{start: 4, end: 11, keep_ratio: 0.45}]'") from None
     try:

@@ -118,6 +118,14 @@ def test_eval_step_gives_nothing_for_equal_logits():
     assert np.allclose(sums, [BATCH * np.log(CLASSES), 0, 0, BATCH], rtol=1e-4)
 
 
+def test_eval_step_gives_nothing_for_a_broken_network():
+    network = make_network()
+    network.head.bias.set_data(Tensor(np.full(CLASSES, np.nan, np.float32)))
+    images, labels, noise = make_batch(network)
+    sums = EvalStep(network, False).set_train(False)(Tensor(images), Tensor(labels), Tensor(noise)).asnumpy()
+    assert np.isnan(sums[0]) and list(sums[1:]) == [0, 0, BATCH]
+
+
 def exported(cell, network, folder):
     """Nodes of a cell's compiled graph, and the shapes of every value (a tuple has several)."""
     tensors = [Tensor(part) for part in make_batch(network)]

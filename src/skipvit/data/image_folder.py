@@ -9,7 +9,7 @@ import numpy as np
 
 from skipvit.errors import RunError, UsageError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")  # what MindSpore decodes
 
 
 class ImageFolder:
@@ -62,15 +62,9 @@ def open_split(folder: Path, split: str) -> ImageFolder:
     return ImageFolder(root, classes, files)
 
 
-def open_image_folder(folder: Path) -> tuple[ImageFolder, ImageFolder]:
-    """Train and validation split with the same classes.
-
-    Raises:
-        UsageError, RunError: as `open_split`, and classes that differ between the splits.
-    """
-    train, val = open_split(folder, "train"), open_split(folder, "val")
+def refuse_other_classes(train, val) -> None:
+    """Raises RunError if the training and the validation split do not have the same classes."""
     if train.classes != val.classes:
         name = sorted(set(train.classes) ^ set(val.classes))[0]
         where, other = ("train", "val") if name in train.classes else ("val", "train")
-        raise RunError(f"{folder}: class {name!r} is in {where}/ but not in {other}/; both need the same classes")
-    return train, val
+        raise RunError(f"class {name!r} is in {where}/ but not in {other}/; both need the same classes")

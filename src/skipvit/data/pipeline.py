@@ -51,12 +51,45 @@ class Arrays:
         return self.images[i]
 
 
+class Subset:
+    """Some pictures of a source, by their indices there."""
+
+    def __init__(self, source: Source, indices: list[int]):
+        self.source, self.indices = source, indices
+        self.encoded, self.classes = source.encoded, source.classes
+        self.labels = source.labels[indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, i: int) -> np.ndarray:
+        return self.source.read(self.indices[i])
+
+    def path(self, i: int) -> Path:
+        return self.source.path(self.indices[i])
+
+
 @dataclass(frozen=True)
 class Shard:
     """The part of every epoch that one of `count` cards sees."""
 
     rank: int = 0
     count: int = 1
+
+
+def training_steps(pictures: int, batch: int, shard: Shard) -> int:
+    """Whole steps of all cards in an epoch.
+
+    Raises:
+        RunError: there is none.
+    """
+    steps = pictures // (batch * shard.count)
+    if not steps:
+        raise RunError(
+            f"data.batch_size: one step takes {batch} x {shard.count} pictures and the training set has {pictures}; "
+            f"use a smaller batch"
+        )
+    return steps
 
 
 class Order(ds.Sampler):
@@ -66,11 +99,10 @@ class Order(ds.Sampler):
     to whole batches with ids of an epoch of their own (negative), which `Samples` turns into padding.
     """
 
-    def __init__(self, pictures: int, batch: int, shard: Shard, seed: int, training: bool, epoch: int = 0, skip: int = 0):
+    def __init__(self, pictures: int, batch: int, shard: Shard, seed: int, training: bool, epoch: int = 0):
         self.pictures, self.batch, self.shard, self.seed = pictures, batch, shard, seed
-        self.training, self.epoch, self.skip = training, epoch, skip
-        whole = batch * shard.count
-        self.steps = pictures // whole if training else -(-pictures // whole)
+        self.training, self.epoch = training, epoch
+        self.steps = training_steps(pictures, batch, shard) if training else -(-pictures // (batch * shard.count))
         super().__init__(num_samples=None)
 
     def ids(self, epoch: int) -> np.ndarray:
@@ -83,8 +115,8 @@ class Order(ds.Sampler):
         return ids[self.shard.rank :: self.shard.count].astype(np.int64)
 
     def __iter__(self) -> Iterator[int]:
-        ids = self.ids(self.epoch)[self.skip * self.batch :]
-        self.epoch, self.skip = self.epoch + 1, 0
+        ids = self.ids(self.epoch)
+        self.epoch += 1
         return iter(ids.tolist())
 
 
@@ -111,19 +143,28 @@ class Samples:
             self.problem = RunError(f"{error.filename}: cannot be read ({error.strerror}); restore or remove it")
             raise
 
-    def explain(self) -> RunError | None:
+    def explain(self, error: RuntimeError) -> RunError:
         """After the engine failed: the picture that it failed on, if one of those read lately is the reason."""
-        if self.problem or not self.source.encoded:
+        if self.problem:
             return self.problem
-        for i in reversed(tuple(self.recent)):
+        for i in reversed(tuple(self.recent)) if self.source.encoded else ():
             path: Path = self.source.path(i)
             try:
-                with Image.open(path) as picture:
-                    picture.load()
-            except Exception as error:  # PIL raises many kinds for a broken file
-                reason = str(error).split(":")[0].split(" '/")[0]
-                return RunError(f"{path}: not a picture that can be decoded ({reason}); replace or remove it")
-        return None
+                vision.Decode()(np.fromfile(path, np.uint8))
+            except (RuntimeError, OSError, ValueError):
+                return RunError(f"{path}: not a picture that can be decoded ({_reason(path)}); replace or remove it")
+        text = " ".join(line for line in str(error).split() if not set(line) <= set("-"))
+        return RunError(f"a training or evaluation step failed: {text[:400]}")
+
+
+def _reason(path: Path) -> str:
+    """Why a file is no picture, in Pillow's words."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        return str(error).split(":")[0].split(" '/")[0]
+    return "its format is not supported"
 
 
 class Batches:
@@ -136,10 +177,10 @@ class Batches:
         noise_width: columns of noise, see `models.vit.ViT`.
         augment: none, flip, crop_flip or resized_crop_flip; training only.
         eval_crop: share of the resized picture's side that validation keeps.
-        epoch, skip: where to begin: an epoch, and whole batches of it to leave out.
+        epoch: which epoch this is, or begins with.
 
     Raises:
-        RunError: fewer pictures than one step of all cards takes.
+        RunError: as `training_steps`.
     """
 
     def __init__(
@@ -156,17 +197,12 @@ class Batches:
         workers: int = 1,
         shard: Shard = Shard(),
         epoch: int = 0,
-        skip: int = 0,
     ):
         self.samples, self.batch_size = Samples(source, noise_width, seed), batch_size
-        order = Order(len(source), batch_size, shard, seed, training, epoch, skip)
-        if not order.steps:
-            raise RunError(
-                f"data.batch_size: one step takes {batch_size} x {shard.count} pictures and the training set has "
-                f"{len(source)}; use a smaller batch"
-            )
-        self.steps = order.steps - skip
-        ds.config.set_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0] & 0x7FFFFFFF))
+        order = Order(len(source), batch_size, shard, seed, training, epoch)
+        self.steps = order.steps
+        # The engine's augmentations draw in order, so the cards need seeds of their own.
+        ds.config.set_seed(int(np.random.SeedSequence([seed, epoch, shard.rank]).generate_state(1)[0] & 0x7FFFFFFF))
         data = ds.GeneratorDataset(self.samples, ["image", "label", "noise"], sampler=order, num_parallel_workers=1)
         operations = _training(source.encoded, image_size, augment) if training else _validation(source.encoded, image_size, eval_crop)
         if operations:
@@ -177,8 +213,8 @@ class Batches:
         """One epoch of NumPy batches: uint8 (B, S, S, 3), int32 (B,), float32 (B, noise_width)."""
         try:
             yield from self.dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
-        except RuntimeError:
-            raise (self.samples.explain() or RunError("the data pipeline failed; the engine's message is above")) from None
+        except RuntimeError as error:
+            raise self.samples.explain(error) from None
 
 
 def _training(encoded: bool, size: int, augment: str) -> list:

@@ -344,7 +344,7 @@ def activation_names(vit: ViT, routed: bool) -> tuple[str, ...]:
 class Activations(nn.Cell):
     """Named intermediate activations of a network, for tests, pictures and analysis.
 
-    >>> kept = Activations(vit, ["routes.0.kept"])(images, noise)["routes.0.kept"]
+    >>> kept = Activations(vit, ["routes.0.kept"]).by_name(images, noise)["routes.0.kept"]
 
     Raises:
         ValueError: a name that is not in `activation_names(vit, routed)`.

@@ -32,7 +32,7 @@ examples:
 
 def parser() -> configuration.OneLineParser:
     result = configuration.OneLineParser(prog="skipvit benchmark", description="Time training steps.", epilog=EPILOG)
-    result.add_argument("--config", default="configs/skipvit_small_imagenet.yaml", metavar="FILE", help="YAML file of a run")
+    result.add_argument("--config", default=configuration.recipe("skipvit_small_imagenet.yaml"), metavar="FILE", help="YAML file of a run")
     result.add_argument("--rounds", type=int, default=7, metavar="N", help="timed steps of each variant (default: 7)")
     result.add_argument("--plain", action="store_true", help="also time a textbook ViT (convolution, fused qkv, erf GELU)")
     result.add_argument("--json", action="store_true", help="print one JSON object")

@@ -11,7 +11,7 @@ from mindspore import nn
 
 from skipvit.config import Config
 from skipvit.data.builtin import CLASSES, generate
-from skipvit.data.image_folder import open_image_folder
+from skipvit.data.image_folder import open_split
 from skipvit.data.pipeline import Arrays, Batches, Shard, Source
 from skipvit.errors import RunError
 from skipvit.models.vit import ViT
@@ -47,33 +47,35 @@ def build_optimizer(config: Config, network: nn.Cell, steps_per_epoch: int) -> A
     return AdamW(network.trainable_params(), rates, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay)
 
 
-def open_sources(config: Config) -> tuple[Source, Source]:
-    """Training and validation pictures.
+def open_source(config: Config, split: str) -> Source:
+    """Pictures of a split, `train` or `val`.
 
     Raises:
         UsageError, RunError: a folder that is missing or not as it should be, a wrong number of classes.
     """
     data = config.data
     if data.kind == "shapes":
-        sizes = {"train": data.train_size, "val": data.val_size}
-        drawn = [generate(count, seed=config.seed, split=split) for split, count in sizes.items()]
-        return tuple(Arrays(pictures.images, pictures.labels, CLASSES) for pictures in drawn)
-    train, val = open_image_folder(Path(data.path))
-    if len(train.classes) != config.model.num_classes:
+        count = data.train_size if split == "train" else data.val_size
+        pictures = generate(count, seed=config.seed, split=split)
+        return Arrays(pictures.images, pictures.labels, CLASSES)
+    source = open_split(Path(data.path), split)
+    if len(source.classes) != config.model.num_classes:
         raise RunError(
-            f"model.num_classes: {config.model.num_classes}, but {data.path} has {len(train.classes)} class folders; "
-            f"set --model.num_classes {len(train.classes)}"
+            f"model.num_classes: {config.model.num_classes}, but {source.root} has {len(source.classes)} class folders; "
+            f"set --model.num_classes {len(source.classes)}"
         )
-    return train, val
+    return source
 
 
-def batches_of(config: Config, source: Source, noise_width: int, training: bool, shard: Shard) -> Callable[[int], Batches]:
+def batches_of(
+    config: Config, source: Source, noise_width: int, training: bool, shard: Shard, batch_size: int | None = None
+) -> Callable[[int], Batches]:
     """A function that makes the batches of an epoch (validation ignores which)."""
 
     def make(epoch: int = 0) -> Batches:
         return Batches(
             source,
-            batch_size=config.data.batch_size,
+            batch_size=batch_size or config.data.batch_size,
             image_size=config.model.image_size,
             noise_width=noise_width,
             training=training,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from skipvit import config as configuration
 from skipvit.errors import UsageError
-from skipvit.tools.build import batches_of, build_network, open_sources
+from skipvit.tools.build import batches_of, build_network, open_source
 from skipvit.training import checkpoint, distributed
 from skipvit.training.evaluate import evaluate
 from skipvit.training.phases import phases
@@ -33,7 +33,7 @@ def main(words: list[str]) -> None:
     config, options = configuration.from_words(parser(), words, default_config)
     path = checkpoint_of(options)
     device, shard = distributed.start(config.device)
-    _, val_source = open_sources(config)
+    val_source = open_source(config, "val")
     network = build_network(config, device)
     checkpoint.restore(path, network)
     batches = batches_of(config, val_source, network.noise_width, False, shard)()

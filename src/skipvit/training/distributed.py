@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 
 import mindspore as ms
 import numpy as np
@@ -47,7 +48,9 @@ def gradient_average(parameters, shard: Shard) -> nn.Cell | None:
     return nn.DistributedGradReducer(parameters, mean=True, degree=shard.count)
 
 
-class _AllSum(nn.Cell):
+class AllSum(nn.Cell):
+    """Sum of a tensor over all cards."""
+
     def __init__(self):
         super().__init__()
         self.reduce = ops.AllReduce(ops.ReduceOp.SUM)
@@ -56,8 +59,14 @@ class _AllSum(nn.Cell):
         return self.reduce(x)
 
 
+@lru_cache
+def _all_sum() -> AllSum:
+    """One cell for the whole run, so that each shape compiles once."""
+    return AllSum()
+
+
 def sum_over_cards(values: np.ndarray, shard: Shard) -> np.ndarray:
     """Sum of a float64 array over all cards, on every card (in float32: counts are exact up to 2^24)."""
     if shard.count == 1:
         return values
-    return _AllSum()(Tensor(values.astype(np.float32))).asnumpy().astype(np.float64)
+    return _all_sum()(Tensor(values.astype(np.float32))).asnumpy().astype(np.float64)

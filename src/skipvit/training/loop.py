@@ -115,24 +115,21 @@ class Trainer:
         watch = StepWatch(label, batches.batch_size * self.shard.count, batches.steps, self.folder.writes)
         try:
             model.train(1, batches.dataset, callbacks=[watch])
-        except RuntimeError:
-            problem = batches.samples.explain()
-            if problem is None:
-                raise
-            raise problem from None
+        except RuntimeError as error:
+            raise batches.samples.explain(error) from error
         finally:
             watch.bar.close()
         record = {"epoch": epoch + 1, "phase": phase.name, "trained": "routed" if phase.routed else "dense", **watch.summary()}
         record["train_loss"] = float(sum_over_cards(np.array([record["train_loss"]]), self.shard)[0]) / self.shard.count
-        if not np.isfinite(record["train_loss"]):
-            raise RunError(f"epoch {epoch + 1}: the loss is not a number; lower optim.lr, or resume from an older checkpoint")
         record["val"] = {name: scores.as_dict() for name, scores in self.evaluate().items()}
+        losses = [record["train_loss"], record["gradient_norm"], *(scores["loss"] for scores in record["val"].values())]
+        if not np.isfinite(losses).all():
+            raise RunError(f"epoch {epoch + 1}: the loss is not a number, the epoch is not saved; lower optim.lr")
+        if self.folder.writes and ((epoch + 1) % self.plan.checkpoint_every == 0 or epoch + 1 == last):
+            checkpoint.save(self.folder.checkpoints, epoch + 1, self.network, self.optimizer, self.plan.checkpoint_keep)
         self.folder.log(record)
         self.folder.draw_curves(self.plan.phases)
         self.report(label, record)
-        if (epoch + 1) % self.plan.checkpoint_every == 0 or epoch + 1 == last:
-            if self.folder.writes:
-                checkpoint.save(self.folder.checkpoints, epoch + 1, self.network, self.optimizer, self.plan.checkpoint_keep)
 
     def evaluate(self) -> dict[str, Scores]:
         """Scores of the dense forward, and of the routed one if there are routes."""

@@ -67,14 +67,22 @@ class RunFolder:
     def log(self, record: dict) -> None:
         """Append a line to `metrics.jsonl`."""
         if self.writes:
-            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            path = self.path / "metrics.jsonl"
+            torn = path.exists() and not path.read_bytes().endswith(b"\n")  # a run that was killed in mid-line
+            with open(path, "a", encoding="utf-8") as file:
+                file.write("\n" * torn + json.dumps(record) + "\n")
 
     def records(self) -> list[dict]:
         """The lines of `metrics.jsonl`; of an epoch that was trained twice (after a resume), the later one."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        by_epoch = {record["epoch"]: record for record in map(json.loads, lines)}
+        by_epoch = {}
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # a line that a killed run left unfinished
+            by_epoch[record["epoch"]] = record
         return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
     def draw_curves(self, phases: tuple[Phase, ...]) -> None:

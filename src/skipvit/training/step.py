@@ -89,8 +89,9 @@ class EvalStep(nn.Cell):
         counts = ops.Cast()(ops.GreaterEqual()(labels, 0), ms.float32)
         target = ops.OneHot()(ops.Maximum()(labels, 0), classes, self.one, self.zero)
         of_label = ops.ReduceSum(keep_dims=True)(log_p * target, 1)
-        # Rank of the true class; a tie counts against the network, so equal logits score nothing.
-        better = ops.ReduceSum()(ops.Cast()(ops.GreaterEqual()(log_p, of_label), ms.float32), 1) - 1.0
+        # Rank of the true class, by the classes that it beats: a tie and a NaN count against the network.
+        beaten = ops.ReduceSum()(ops.Cast()(ops.Less()(log_p, of_label), ms.float32), 1)
+        better = classes - 1.0 - beaten
         top1 = ops.Cast()(ops.Less()(better, 1.0), ms.float32)
         top5 = ops.Cast()(ops.Less()(better, 5.0), ms.float32)
         loss = -ops.Reshape()(of_label, (batch,))
