@@ -224,7 +224,7 @@ class ViT(nn.Cell):
         exact_gelu: erf GELU, for weights that were trained with it; else the tanh form.
 
         fused_kernels: MindSpore's layer norm, softmax gradient and GELU kernels, right for Ascend; else the same functions
-            written out, which is 1.3 times a whole training step's speed on CPU.
+            written out, which is faster on CPU.
 
     Raises:
         ValueError: a shape or a route that cannot work, in one line.
