@@ -142,6 +142,7 @@ def test_wrong_configuration_is_refused_in_one_line(tmp_path, values, message):
         (["--optim.lr", "fast"], "optim.lr: "),
         (["--optim.lr"], "--optim.lr"),
         (["extra"], "extra"),
+        (["--model", "small"], "a group such as --model takes no value of its own"),
         (["--routes", "[{start: 1"], "--routes is not YAML"),
         (["--routes", "[{start: 1, end: 3, fuze: true}]"], "routes.0.fuze is not a key; did you mean fuse?"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file"),

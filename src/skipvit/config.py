@@ -232,8 +232,8 @@ def read(path: Path, source: CliSettingsSource | None = None, options: argparse.
             config = CliApp.run(Config, cli_args=options, cli_settings_source=source, **values)
     except ValidationError as error:
         raise UsageError(f"{path}: {_first_problem(error)}") from None
-    except SettingsError as error:
-        raise UsageError(f"{str(error).splitlines()[0]}; set single keys, e.g. --optim.lr 1e-3") from None
+    except SettingsError:
+        raise UsageError("a group such as --model takes no value of its own; set single keys, e.g. --model.depth 6") from None
     except yaml.YAMLError:
         raise UsageError("--routes is not YAML; e.g. --routes '[{start: 4, end: 11, keep_ratio: 0.45}]'") from None
     try:
