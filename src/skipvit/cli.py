@@ -6,18 +6,19 @@ import importlib
 import os
 import sys
 
-from skipvit.errors import RunError, UsageError
+from skipvit.errors import RunError, Stopped, UsageError
 
 COMMANDS = {
     "train": ("skipvit.tools.train", "train a network as a config says"),
     "eval": ("skipvit.tools.evaluate", "top-1 and top-5 of a trained network, dense and routed"),
+    "mindrecord": ("skipvit.tools.mindrecord", "image folders to MindRecord files"),
     "benchmark": ("skipvit.tools.benchmark", "time the dense and the routed training step side by side"),
     "convert": ("skipvit.tools.convert", "timm weights (.safetensors) to a checkpoint, and back"),
 }
 
 
 def run(command: str, words: list[str]) -> int:
-    """Run a command; 0 if it did what was asked, 1 if it failed, 2 if it was asked for the impossible."""
+    """Run a command; 0: it did what was asked, 1: it failed, 2: it was asked for the impossible, 3: stopped and saved."""
     # MindSpore's own log repeats, over many lines, what the one line below says. GLOG_v=2 brings it back.
     os.environ.setdefault("GLOG_v", "4")
     try:
@@ -28,6 +29,9 @@ def run(command: str, words: list[str]) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 3
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
+from skipvit.data.augment import Augment, Mix
 from skipvit.errors import UsageError
 from skipvit.models.routing import Route, Span, resolve
 from skipvit.models.sizes import SIZES, Size, SizeName
@@ -67,22 +68,69 @@ class PhasesConfig(Group):
 class DataConfig(Group):
     """Pictures and labels."""
 
-    kind: Literal["shapes", "image_folder"] = "shapes"
-    """shapes: built in, generated from the seed, 32 x 32; image_folder: train/<class>/* and val/<class>/*"""
+    kind: Literal["shapes", "image_folder", "mindrecord", "cifar10", "cifar100"] = "shapes"
+    """shapes: built in, generated from the seed, 32 x 32; image_folder: train/<class>/* and val/<class>/*; mindrecord: what `skipvit
+    mindrecord` made of such folders; cifar10, cifar100: the official binary files"""
     path: str | None = None
-    """folder of an image_folder data set"""
+    """folder of the data set (all kinds but shapes)"""
     batch_size: int = Field(128, gt=0)
     """pictures a step on each card"""
     train_size: int = Field(6000, gt=0)
     """pictures generated for training (shapes)"""
     val_size: int = Field(1000, gt=0)
     """pictures generated for validation (shapes)"""
-    augment: Literal["none", "flip", "crop_flip", "resized_crop_flip"] = "none"
-    """flip: left-right; crop_flip: shift by up to an eighth, and flip; resized_crop_flip: the ImageNet standard"""
     eval_crop: float = Field(0.875, gt=0, le=1)
-    """share of the resized picture's side that validation keeps (image_folder)"""
-    workers: int = Field(1, gt=0)
-    """decoding threads on each card"""
+    """share of the resized picture's side that validation keeps"""
+    workers: int = Field(1, gt=0, le=512)
+    """threads on each card that read, decode and augment"""
+    broken_share: float = Field(0.01, ge=0, le=1)
+    """share of a split's pictures that may be broken: they are listed and left out; 0 stops at the first"""
+    sink: Literal["auto", "on", "off"] = "auto"
+    """MindSpore's data sink: the card fetches whole epochs by itself; auto: on ascend (CPU has none)"""
+
+
+class AugmentConfig(Group):
+    """What training does to the pictures; names as in timm where it has the same thing."""
+
+    crop: Literal["none", "pad", "random_resized"] = "none"
+    """pad: shift by up to an eighth over black; random_resized: the ImageNet standard"""
+    crop_min: float = Field(0.08, gt=0, le=1)
+    """smallest area of a random resized crop, share of the picture"""
+    hflip: float = Field(0.0, ge=0, le=1)
+    """probability of a left-right flip"""
+    rand_augment: float = Field(0.0, ge=0, le=10)
+    """magnitude of RandAugment; 9 is timm's rand-m9-mstd0.5-inc1; 0: off"""
+    rand_augment_ops: int = Field(2, ge=1, le=15)
+    """operations a picture"""
+    rand_augment_std: float = Field(0.5, ge=0, le=10)
+    """standard deviation of the magnitude"""
+    color_jitter: float = Field(0.0, ge=0, le=1)
+    """brightness, contrast and saturation change by up to this share"""
+    random_erasing: float = Field(0.0, ge=0, le=1)
+    """probability that a rectangle is replaced by noise"""
+    repeats: int = Field(1, ge=1, le=16)
+    """repeated augmentation: copies of a picture within an epoch of unchanged length (DeiT: 3)"""
+    mixup: float = Field(0.0, ge=0, le=100)
+    """alpha of mixup; 0: off"""
+    cutmix: float = Field(0.0, ge=0, le=100)
+    """alpha of CutMix; 0: off"""
+    mix_prob: float = Field(1.0, ge=0, le=1)
+    """share of the batches that are mixed, where mixup or CutMix is on"""
+    mix_switch_prob: float = Field(0.5, ge=0, le=1)
+    """share of mixed batches that use CutMix, where both are on"""
+
+    def pictures(self) -> Augment:
+        return Augment(
+            self.crop, (self.crop_min, 1.0), self.hflip, self.rand_augment, self.rand_augment_ops, self.rand_augment_std,
+            self.color_jitter, self.random_erasing,
+        )  # fmt: skip
+
+    def mix(self) -> Mix:
+        return Mix(self.mixup, self.cutmix, self.mix_prob, self.mix_switch_prob)
+
+    @property
+    def mixes(self) -> bool:
+        return (self.mixup > 0 or self.cutmix > 0) and self.mix_prob > 0
 
 
 class OptimConfig(Group):
@@ -92,6 +140,10 @@ class OptimConfig(Group):
     """passes over the training pictures"""
     lr: float = Field(5e-4, gt=0)
     """peak learning rate"""
+    reference_batch: int | None = Field(None, gt=0)
+    """pictures an update that lr is meant for: it is scaled by cards x batch_size x accumulate / this; null: not scaled"""
+    accumulate: int = Field(1, gt=0, le=1024)
+    """batches whose gradients make one update"""
     min_lr: float = Field(1e-5, ge=0)
     """learning rate at the end"""
     warmup_epochs: float = Field(5, ge=0)
@@ -110,13 +162,53 @@ class OptimConfig(Group):
     """share of the target spread over all classes"""
 
 
+class AmpConfig(Group):
+    """Number formats and loss scaling."""
+
+    dtype: Literal["auto", "float32", "float16"] = "auto"
+    """of the matrix products; auto: float16 on ascend, float32 on cpu"""
+    loss_scale: float = Field(65536.0, ge=1, le=2**40)
+    """first loss scale (float16); an overflow halves it"""
+    loss_scale_window: int = Field(2000, gt=0)
+    """updates without overflow after which the loss scale doubles"""
+    max_overflows: int = Field(50, gt=0)
+    """updates skipped in a row that stop the run"""
+
+
+class EmaConfig(Group):
+    """Exponential moving average of the weights."""
+
+    decay: float = Field(0.0, ge=0, lt=1)
+    """a step's decay, smaller in the first steps; 0: no average"""
+
+
+class EvalConfig(Group):
+    """Evaluation during training."""
+
+    every: int = Field(1, gt=0)
+    """epochs between evaluations; the last epoch is always evaluated"""
+
+
 class CheckpointConfig(Group):
     """What is kept of a run."""
 
     every: int = Field(1, gt=0)
     """epochs between checkpoints; the last epoch is always saved"""
+    minutes: float = Field(10.0, gt=0)
+    """a checkpoint within the epoch too, if the last one is older than this"""
     keep: int = Field(3, gt=0)
     """newest checkpoints kept"""
+    best: Literal["auto", "dense", "routed", "dense_ema", "routed_ema"] = "auto"
+    """whose top-1 decides about best.ckpt; auto: of the forward that the last phase trains, averaged weights if there are"""
+
+
+class LogConfig(Group):
+    """What is written down."""
+
+    steps: int = Field(50, gt=0)
+    """steps between lines of metrics.jsonl within an epoch"""
+    tensorboard: bool = False
+    """also write TensorBoard event files (needs `pip install tensorboardX`)"""
 
 
 def _routes_from_text(value: Any) -> Any:
@@ -140,6 +232,8 @@ class Config(BaseSettings):
     """name of the run, and of its folder below runs/"""
     seed: int = Field(0, ge=0, lt=2**31)
     """of weights, data and noise"""
+    deterministic: bool = False
+    """choose kernels whose results repeat bit by bit"""
     device: Literal["auto", "cpu", "ascend"] = "auto"
     """auto: ascend if this MindSpore finds a card, else cpu"""
     model: ModelConfig = ModelConfig()
@@ -152,10 +246,20 @@ class Config(BaseSettings):
     """when dense, when routed"""
     data: DataConfig = DataConfig()
     """what it learns from"""
+    augment: AugmentConfig = AugmentConfig()
+    """what training does to the pictures"""
     optim: OptimConfig = OptimConfig()
     """how it learns"""
+    amp: AmpConfig = AmpConfig()
+    """number formats"""
+    ema: EmaConfig = EmaConfig()
+    """average of the weights"""
+    eval: EvalConfig = EvalConfig()
+    """evaluation during training"""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """what is kept"""
+    log: LogConfig = LogConfig()
+    """what is written down"""
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, **_):
@@ -171,6 +275,21 @@ class Config(BaseSettings):
             return self.optim.epochs, 0, 0
         warmup, cooldown = self.phases.dense_warmup_epochs, self.phases.dense_cooldown_epochs
         return warmup, self.optim.epochs - warmup - cooldown, cooldown
+
+    def trained(self) -> Literal["dense", "routed"]:
+        """The forward that the last phase trains."""
+        return "routed" if self.routes and not self.phases.dense_cooldown_epochs else "dense"
+
+    def best(self) -> str:
+        """The forward whose top-1 decides about the best checkpoint."""
+        if self.checkpoint.best != "auto":
+            return self.checkpoint.best
+        return self.trained() + ("_ema" if self.ema.decay else "")
+
+    def peak_lr(self, cards: int) -> float:
+        """Learning rate after warm-up, scaled to the pictures of an update."""
+        update = self.data.batch_size * cards * self.optim.accumulate
+        return self.optim.lr * (update / self.optim.reference_batch if self.optim.reference_batch else 1)
 
 
 def to_yaml(config: Config) -> str:
@@ -302,7 +421,13 @@ def _check_together(config: Config) -> None:
         raise ValueError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
     if optim.min_lr > optim.lr:
         raise ValueError(f"optim.min_lr: {optim.min_lr} is larger than optim.lr {optim.lr}")
-    if data.kind == "image_folder" and not data.path:
-        raise ValueError("data.path: an image_folder needs the folder that holds train/ and val/")
+    if data.kind != "shapes" and not data.path:
+        raise ValueError(f"data.path: {data.kind} needs the folder that holds it")
+    if data.kind.startswith("cifar") and model.num_classes != int(data.kind[5:]):
+        raise ValueError(f"model.num_classes: {data.kind} has {data.kind[5:]} classes, not {model.num_classes}")
+    if config.checkpoint.best.startswith("routed") and not config.routes:
+        raise ValueError("checkpoint.best: there is no routed forward without routes; use auto or dense")
+    if config.checkpoint.best.endswith("_ema") and not config.ema.decay:
+        raise ValueError("checkpoint.best: there are no averaged weights with ema.decay 0; use auto, or e.g. --ema.decay 0.999")
     if data.kind == "shapes" and (model.image_size, model.num_classes) != (32, 10):
         raise ValueError("data.kind: shapes are 32 x 32 pictures of 10 classes; set model.image_size 32, model.num_classes 10")

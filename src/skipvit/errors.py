@@ -1,4 +1,4 @@
-"""The two ways in which a command ends for a reason that a person can act on."""
+"""The ways in which a command ends for a reason that a person can act on."""
 
 
 class UsageError(Exception):
@@ -7,3 +7,7 @@ class UsageError(Exception):
 
 class RunError(Exception):
     """The run failed on its data or machine (a corrupt file, too few devices). One line, as above. Exit code 1."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop, by SIGTERM or Ctrl-C, and has saved its state. One line: how to go on. Exit code 3."""

@@ -1,38 +1,45 @@
-"""From pictures to batches: order, reading, decoding and augmentation, on MindSpore's dataset engine.
+"""From pictures to batches: order, reading, decoding and augmentation.
 
-A batch is uint8 NHWC pictures, int32 labels and the float32 noise of the step's random parts (drop path, random
-routes). Order and noise are functions of seed, epoch and picture alone, so an epoch can be repeated, or entered in the
-middle, on any number of cards.
+A batch is uint8 NHWC pictures, int32 labels, the float32 noise of the step's random parts (drop path, random routes) and
+the numbers of mixup and CutMix. Everything is a function of seed, epoch and picture (mixing: of seed, epoch, step and
+card), so an epoch can be repeated, or entered in the middle, and the number of threads changes nothing.
 """
 
 from __future__ import annotations
 
+import math
+import threading
 from collections import deque
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterator, Protocol
 
 import mindspore.dataset as ds
 import numpy as np
-from mindspore.dataset import vision
-from mindspore.dataset.vision import Inter
-from PIL import Image
 
+from skipvit.data.augment import Augment, BrokenPicture, Mix, mix_numbers, training_picture, validation_picture
 from skipvit.errors import RunError
 
 PADDING = -1  # label of a picture that only fills up the last validation batch
+COLUMNS = ("image", "label", "noise", "mix")
+
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class Source(Protocol):
-    """Pictures by index: encoded files, or uint8 (H, W, 3) arrays."""
+    """Pictures by index; may be read by several threads at once."""
 
-    encoded: bool
     classes: tuple[str, ...]
     labels: np.ndarray  # int32 (n,)
 
     def __len__(self) -> int: ...
 
-    def read(self, i: int) -> np.ndarray: ...
+    def read(self, i: int) -> bytes | np.ndarray:
+        """An encoded file, or uint8 (H, W, 3)."""
+
+    def name(self, i: int) -> str:
+        """What to call picture i in a message."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,6 @@ class Arrays:
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
-    encoded: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,23 +56,25 @@ class Arrays:
     def read(self, i: int) -> np.ndarray:
         return self.images[i]
 
+    def name(self, i: int) -> str:
+        return f"picture {i}"
+
 
 class Subset:
     """Some pictures of a source, by their indices there."""
 
     def __init__(self, source: Source, indices: list[int]):
         self.source, self.indices = source, indices
-        self.encoded, self.classes = source.encoded, source.classes
-        self.labels = source.labels[indices]
+        self.classes, self.labels = source.classes, source.labels[indices]
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, i: int) -> np.ndarray:
+    def read(self, i: int) -> bytes | np.ndarray:
         return self.source.read(self.indices[i])
 
-    def path(self, i: int) -> Path:
-        return self.source.path(self.indices[i])
+    def name(self, i: int) -> str:
+        return self.source.name(self.indices[i])
 
 
 @dataclass(frozen=True)
@@ -77,159 +85,240 @@ class Shard:
     count: int = 1
 
 
-def training_steps(pictures: int, batch: int, shard: Shard) -> int:
-    """Whole steps of all cards in an epoch.
+def training_steps(pictures: int, batch: int, shard: Shard, accumulate: int = 1) -> int:
+    """Steps of all cards in an epoch: whole batches, and whole updates of `accumulate` batches.
 
     Raises:
         RunError: there is none.
     """
-    steps = pictures // (batch * shard.count)
+    steps = pictures // (batch * shard.count * accumulate) * accumulate
     if not steps:
+        times = f"{batch} x {shard.count}" + (f" x {accumulate}" if accumulate > 1 else "")
         raise RunError(
-            f"data.batch_size: one step takes {batch} x {shard.count} pictures and the training set has {pictures}; "
-            f"use a smaller batch"
+            f"data.batch_size: one update takes {times} pictures and the training set has {pictures}; use a smaller batch"
         )
     return steps
 
 
-class Order(ds.Sampler):
-    """The pictures of one card, epoch after epoch, as ids `epoch * pictures + index`.
+@dataclass(frozen=True)
+class Order:
+    """Which pictures a card sees in an epoch.
 
-    Training: a new permutation each epoch, cut to whole batches. Validation: every picture once, in order, filled up
-    to whole batches with ids of an epoch of their own (negative), which `Samples` turns into padding.
+    Training: a new permutation each epoch, each picture `repeats` times in a row and the whole cut to `steps` batches;
+    the copies of a picture go to different cards where there are several (repeated augmentation, arXiv 1902.05509).
+    Validation: every picture once, in order, filled up to whole batches with `PADDING`.
     """
 
-    def __init__(self, pictures: int, batch: int, shard: Shard, seed: int, training: bool, epoch: int = 0):
-        self.pictures, self.batch, self.shard, self.seed = pictures, batch, shard, seed
-        self.training, self.epoch = training, epoch
-        self.steps = training_steps(pictures, batch, shard) if training else -(-pictures // (batch * shard.count))
-        super().__init__(num_samples=None)
+    pictures: int
+    batch: int
+    shard: Shard
+    seed: int
+    repeats: int
+    steps: int
 
-    def ids(self, epoch: int) -> np.ndarray:
-        """int64 (steps * batch,): what this card sees in an epoch."""
+    def training(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the pictures and numbers of their copies: int64 (steps * batch,) each."""
         total = self.steps * self.batch * self.shard.count
-        if self.training:
-            ids = np.random.default_rng([self.seed, epoch]).permutation(self.pictures)[:total] + epoch * self.pictures
-        else:
-            ids = np.concatenate([np.arange(self.pictures), np.full(total - self.pictures, PADDING)])
-        return ids[self.shard.rank :: self.shard.count].astype(np.int64)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.pictures)
+        places = np.arange(self.shard.rank, total, self.shard.count)
+        return order[places // self.repeats], places % self.repeats
 
-    def __iter__(self) -> Iterator[int]:
-        ids = self.ids(self.epoch)
-        self.epoch += 1
-        return iter(ids.tolist())
-
-
-class Samples:
-    """Random access by `Order`'s ids: picture, label, noise."""
-
-    def __init__(self, source: Source, noise_width: int, seed: int):
-        self.source, self.noise_width, self.seed = source, noise_width, seed
-        self.recent: deque[int] = deque(maxlen=4096)  # indices read lately: where to look when decoding fails
-        self.problem: RunError | None = None
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, identity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if identity == PADDING:
-            return self.source.read(0), np.array(PADDING, np.int32), np.zeros(self.noise_width, np.float32)
-        epoch, i = divmod(int(identity), len(self.source))
-        self.recent.append(i)
-        noise = np.random.default_rng([self.seed, epoch, i]).random(self.noise_width, np.float32)
-        try:
-            return self.source.read(i), np.array(self.source.labels[i], np.int32), noise
-        except OSError as error:
-            self.problem = RunError(f"{error.filename}: cannot be read ({error.strerror}); restore or remove it")
-            raise
-
-    def explain(self, error: RuntimeError) -> RunError:
-        """After the engine failed: the picture that it failed on, if one of those read lately is the reason."""
-        if self.problem:
-            return self.problem
-        for i in reversed(tuple(self.recent)) if self.source.encoded else ():
-            path: Path = self.source.path(i)
-            try:
-                vision.Decode()(np.fromfile(path, np.uint8))
-            except (RuntimeError, OSError, ValueError):
-                return RunError(f"{path}: not a picture that can be decoded ({_reason(path)}); replace or remove it")
-        text = " ".join(line for line in str(error).split() if not set(line) <= set("-"))
-        return RunError(f"a training or evaluation step failed: {text[:400]}")
+    def validation(self) -> np.ndarray:
+        """int64 (steps * batch,)."""
+        total = self.steps * self.batch * self.shard.count
+        indices = np.concatenate([np.arange(self.pictures), np.full(total - self.pictures, PADDING)])
+        return indices[self.shard.rank :: self.shard.count]
 
 
-def _reason(path: Path) -> str:
-    """Why a file is no picture, in Pillow's words."""
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        return str(error).split(":")[0].split(" '/")[0]
-    return "its format is not supported"
-
-
-class Batches:
-    """A data set for `mindspore.train.Model`, and what is needed to explain its failures.
+class Broken:
+    """The pictures of a split that could not be read: listed once each, and not more than a share of them all.
 
     Args:
-        source: the pictures.
+        pictures: how many the split has.
+        share: the largest share of them that may be broken; 0: the first one ends the run.
+        path: a text file that gets a line a picture, name and reason; what it lists already counts. None: no list.
+    """
+
+    def __init__(self, pictures: int, share: float, path: Path | None = None):
+        self.limit, self.share, self.path = math.floor(share * pictures), share, path
+        self.lock = threading.Lock()
+        self.names: set[str] = set()
+        if path is not None and path.exists():
+            self.names = {line.split("\t")[0] for line in path.read_text(encoding="utf-8").splitlines()}
+
+    def add(self, name: str, reason: str) -> None:
+        """Raises RunError if there are too many now."""
+        with self.lock:
+            if name not in self.names:
+                self.names.add(name)
+                self._list(f"{name}\t{reason}\n")
+            count = len(self.names)
+        if self.limit == 0:
+            raise RunError(f"{name}: not a picture that can be decoded ({reason}); replace it, remove it or allow data.broken_share")
+        if count > self.limit:
+            raise RunError(
+                f"{name}: not a picture that can be decoded ({reason}), the {count}th; data.broken_share {self.share} allows "
+                f"{self.limit}" + (f"; they are listed in {self.path}" if self.path else "")
+            )
+
+    def _list(self, line: str) -> None:
+        if self.path is not None:
+            try:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(line)
+            except OSError:
+                pass  # a full disk is no reason to stop; the count goes on
+
+
+@dataclass
+class Batches:
+    """The batches of a split on this card.
+
+    Attributes:
         batch_size: pictures a step on this card.
         image_size: side of the square pictures that leave, pixels.
         noise_width: columns of noise, see `models.vit.ViT`.
-        augment: none, flip, crop_flip or resized_crop_flip; training only.
         eval_crop: share of the resized picture's side that validation keeps.
-        epoch: which epoch this is, or begins with.
+        workers: threads that decode and augment; each makes a batch at a time.
+        accumulate: batches that make an update; an epoch has whole updates.
+        repeats: how often a picture that an epoch draws occurs in it, see `Order`.
+        epoch, first_step: where training begins. A data set that begins within an epoch is for this epoch alone.
 
     Raises:
         RunError: as `training_steps`.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        batch_size: int,
-        image_size: int,
-        noise_width: int,
-        training: bool,
-        seed: int,
-        augment: str = "none",
-        eval_crop: float = 0.875,
-        workers: int = 1,
-        shard: Shard = Shard(),
-        epoch: int = 0,
-    ):
-        self.samples, self.batch_size = Samples(source, noise_width, seed), batch_size
-        order = Order(len(source), batch_size, shard, seed, training, epoch)
-        self.steps = order.steps
-        # The engine's augmentations draw in order, so the cards need seeds of their own.
-        ds.config.set_seed(int(np.random.SeedSequence([seed, epoch, shard.rank]).generate_state(1)[0] & 0x7FFFFFFF))
-        data = ds.GeneratorDataset(self.samples, ["image", "label", "noise"], sampler=order, num_parallel_workers=1)
-        operations = _training(source.encoded, image_size, augment) if training else _validation(source.encoded, image_size, eval_crop)
-        if operations:
-            data = data.map(operations, ["image"], num_parallel_workers=workers)
-        self.dataset = data.batch(batch_size, drop_remainder=True)
+    source: Source
+    batch_size: int
+    image_size: int
+    noise_width: int
+    training: bool
+    seed: int
+    augment: Augment = Augment()
+    mix: Mix = Mix()
+    eval_crop: float = 0.875
+    workers: int = 1
+    accumulate: int = 1
+    repeats: int = 1
+    shard: Shard = Shard()
+    broken: Broken | None = None
+    epoch: int = 0
+    first_step: int = 0
+    problem: RunError | None = field(default=None, init=False)
 
-    def __iter__(self) -> Iterator[list[np.ndarray]]:
-        """One epoch of NumPy batches: uint8 (B, S, S, 3), int32 (B,), float32 (B, noise_width)."""
+    def __post_init__(self):
+        pictures, per_step = len(self.source), self.batch_size * self.shard.count
+        if self.training:
+            self.steps = training_steps(pictures, self.batch_size, self.shard, self.accumulate)
+        else:
+            self.steps = -(-pictures // per_step)
+        self.order = Order(pictures, self.batch_size, self.shard, self.seed, self.repeats, self.steps)
+        self.broken = self.broken or Broken(pictures, 0.0)
+
+    def dataset(self) -> ds.GeneratorDataset:
+        """For `mindspore.train.Model`: one pass is an epoch, and each pass the next one."""
+        return ds.GeneratorDataset(_Passes(self), list(COLUMNS), shuffle=False)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch of NumPy batches: uint8 (B, S, S, 3), int32 (B,), float32 (B, noise_width), float32 (6,)."""
+        return self.of_epoch(self.epoch, self.first_step)
+
+    def of_epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from a step on, made by threads, in order."""
+        make = self._training_maker(epoch) if self.training else self._validation_maker()
+        waiting: deque = deque()
+        with ThreadPoolExecutor(self.workers) as threads:
+            try:
+                for step in range(first_step, self.steps):
+                    waiting.append(threads.submit(make, step))
+                    if len(waiting) > self.workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _training_maker(self, epoch: int):
+        indices, copies = self.order.training(epoch)
+
+        def make(step: int) -> Batch:
+            here = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            images, labels, noise = self._empty()
+            for place, (i, copy) in enumerate(zip(indices[here].tolist(), copies[here].tolist())):
+                rng = np.random.default_rng([self.seed, epoch, i, copy])
+                noise[place] = rng.random(self.noise_width, np.float32)
+                images[place], labels[place] = self._readable(i, rng)
+            # Five numbers, so that no picture has the same seed.
+            rng = np.random.default_rng([self.seed, epoch, step, self.shard.rank, 1])
+            return images, labels, noise, mix_numbers(self.mix, self.image_size, rng)
+
+        return make
+
+    def _validation_maker(self):
+        indices = self.order.validation()
+
+        def make(step: int) -> Batch:
+            images, labels, noise = self._empty()
+            for place, i in enumerate(indices[step * self.batch_size : (step + 1) * self.batch_size].tolist()):
+                labels[place] = PADDING
+                if i == PADDING:
+                    continue
+                noise[place] = np.random.default_rng([self.seed, 0, i]).random(self.noise_width, np.float32)
+                picture = self._attempt(i, self._for_validation)
+                if picture is not None:
+                    images[place], labels[place] = picture, self.source.labels[i]
+            return images, labels, noise, mix_numbers(Mix(), self.image_size, np.random.default_rng(0))
+
+        return make
+
+    def _for_validation(self, data: bytes | np.ndarray) -> np.ndarray:
+        # Pictures that come as arrays are squares already: nothing is cropped.
+        return validation_picture(data, self.image_size, 1.0 if isinstance(data, np.ndarray) else self.eval_crop)
+
+    def _empty(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        images = np.zeros((self.batch_size, self.image_size, self.image_size, 3), np.uint8)
+        return images, np.zeros(self.batch_size, np.int32), np.zeros((self.batch_size, self.noise_width), np.float32)
+
+    def _readable(self, i: int, rng: np.random.Generator) -> tuple[np.ndarray, np.int32]:
+        """Picture and label of index i; if it is broken, of the next that is not."""
+        for _ in range(len(self.source)):
+            picture = self._attempt(i, lambda data: training_picture(data, self.image_size, self.augment, rng))
+            if picture is not None:
+                return picture, self.source.labels[i]
+            i = (i + 1) % len(self.source)
+        raise RunError("no picture of the training set can be decoded")
+
+    def _attempt(self, i: int, make) -> np.ndarray | None:
+        """What `make` makes of picture i, or None and a line in the list of broken pictures."""
         try:
-            yield from self.dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
-        except RuntimeError as error:
-            raise self.samples.explain(error) from None
+            return make(self.source.read(i))
+        except BrokenPicture as error:
+            reason = str(error)
+        except OSError as error:
+            reason = error.strerror or str(error)
+        try:
+            self.broken.add(self.source.name(i), reason)
+        except RunError as error:
+            self.problem = error  # the dataset engine hands on a text at best
+            raise
+        return None
+
+    def explain(self, error: RuntimeError) -> RunError:
+        """After a step failed: why."""
+        text = " ".join(word for word in str(error).split() if not set(word) <= set("-"))
+        return self.problem or RunError(f"a training step failed: {text[:400]}")
 
 
-def _training(encoded: bool, size: int, augment: str) -> list:
-    if augment == "resized_crop_flip":
-        crop = vision.RandomCropDecodeResize if encoded else vision.RandomResizedCrop
-        return [crop(size, (0.08, 1.0), (3 / 4, 4 / 3), Inter.BICUBIC), vision.RandomHorizontalFlip()]
-    operations = [vision.Decode(), vision.Resize((size, size), Inter.BICUBIC)] if encoded else []
-    if augment == "crop_flip":
-        operations.append(vision.RandomCrop(size, padding=size // 8))
-    if augment in ("flip", "crop_flip"):
-        operations.append(vision.RandomHorizontalFlip())
-    return operations
+class _Passes:
+    """What the dataset engine iterates over. It reads ahead, so all passes must have the length of the first."""
 
+    def __init__(self, batches: Batches):
+        self.batches, self.epoch = batches, batches.epoch
 
-def _validation(encoded: bool, size: int, crop: float) -> list:
-    if not encoded:
-        return []
-    return [vision.Decode(), vision.Resize(round(size / crop), Inter.BICUBIC), vision.CenterCrop(size)]
+    def __len__(self) -> int:
+        return self.batches.steps - self.batches.first_step
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.epoch += 1
+        return self.batches.of_epoch(self.epoch - 1, self.batches.first_step)

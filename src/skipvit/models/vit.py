@@ -21,21 +21,23 @@ NORM_EPSILON = 1e-6
 
 
 class Dense(nn.Cell):
-    """y = x W^T + b over the last axis: (B, N, in) -> (B, N, out) or (B, in) -> (B, out).
+    """y = x W^T + b over the last axis: (B, N, in) -> (B, N, out) or (B, in) -> (B, out), of the compute dtype.
 
     Args:
+        dtype: of the product; the weights themselves are float32.
         init: of the weight. Xavier's scale follows the width, so that narrow networks learn from the start too.
     """
 
-    def __init__(self, inputs: int, outputs: int, init="XavierUniform"):
+    def __init__(self, inputs: int, outputs: int, dtype: ms.Type, init="XavierUniform"):
         super().__init__()
-        self.inputs, self.outputs = inputs, outputs
+        self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
         self.weight = Parameter(initializer(init, (outputs, inputs)), name="weight")
         self.bias = Parameter(initializer("zeros", (outputs,)), name="bias")
 
     def construct(self, x):
-        y = ops.MatMul(transpose_b=True)(ops.Reshape()(x, (-1, self.inputs)), self.weight)
-        return ops.Reshape()(ops.BiasAdd()(y, self.bias), x.shape[:-1] + (self.outputs,))
+        rows = ops.Cast()(ops.Reshape()(x, (-1, self.inputs)), self.dtype)
+        y = ops.MatMul(transpose_b=True)(rows, ops.Cast()(self.weight, self.dtype))
+        return ops.Reshape()(ops.BiasAdd()(y, ops.Cast()(self.bias, self.dtype)), x.shape[:-1] + (self.outputs,))
 
 
 class Standardize(nn.Cell):
@@ -92,10 +94,10 @@ class PatchEmbed(nn.Cell):
     uint8 pictures are normalised with the ImageNet mean and deviation here, in the graph; float pictures are taken as normalised.
     """
 
-    def __init__(self, image_size: int, patch: int, width: int):
+    def __init__(self, image_size: int, patch: int, width: int, dtype: ms.Type):
         super().__init__()
         self.grid, self.patch = image_size // patch, patch
-        self.proj = Dense(patch * patch * 3, width, Normal((patch * patch * 3) ** -0.5))
+        self.proj = Dense(patch * patch * 3, width, dtype, Normal((patch * patch * 3) ** -0.5))
         self.mean = Tensor(np.array(PIXEL_MEAN * patch * patch, np.float32))
         self.inverse_std = Tensor(1 / np.array(PIXEL_STD * patch * patch, np.float32))
 
@@ -110,18 +112,21 @@ class PatchEmbed(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """Multi-head self-attention: (B, N, D) -> (B, N, D), and its q, k, v (B, heads, N, d) for the scorers."""
+    """Multi-head self-attention: (B, N, D) -> (B, N, D), and its q, k, v (B, heads, N, d) for the scorers.
 
-    def __init__(self, width: int, heads: int, fused: bool):
+    The products are of the compute dtype, the softmax is float32.
+    """
+
+    def __init__(self, width: int, heads: int, fused: bool, dtype: ms.Type):
         super().__init__()
         self.width, self.heads = width, heads
         self.softmax = ops.Softmax(-1) if fused else Softmax()
         self.head_width = width // heads
         # Three projections, not a fused one: cutting a fused product apart costs a slow strided slice.
-        self.q = Dense(width, width)
-        self.k = Dense(width, width)
-        self.v = Dense(width, width)
-        self.proj = Dense(width, width)
+        self.q = Dense(width, width, dtype)
+        self.k = Dense(width, width, dtype)
+        self.v = Dense(width, width, dtype)
+        self.proj = Dense(width, width, dtype)
 
     def split(self, x):
         x = ops.Reshape()(x, (x.shape[0], x.shape[1], self.heads, self.head_width))
@@ -134,34 +139,38 @@ class Attention(nn.Cell):
         q = self.split(self.q(x))
         k, v = self.keys_values(x)
         logits = ops.BatchMatMul(transpose_b=True)(q * (self.head_width**-0.5), k)
-        attention = self.softmax(logits)  # (B, heads, N, N)
-        y = ops.Transpose()(ops.BatchMatMul()(attention, v), (0, 2, 1, 3))
+        attention = self.softmax(ops.Cast()(logits, ms.float32))  # (B, heads, N, N)
+        y = ops.Transpose()(ops.BatchMatMul()(ops.Cast()(attention, v.dtype), v), (0, 2, 1, 3))
         return self.proj(ops.Reshape()(y, x.shape)), q, k, v
 
 
 class Gelu(nn.Cell):
-    """GELU: its tanh approximation (written out, unless fused: the packaged kernel is slow on CPU), or exact erf."""
+    """GELU: its tanh approximation (written out, unless fused: the packaged kernel is slow on CPU), or exact erf.
+
+    Written out it is float32: the cube of a large float16 overflows.
+    """
 
     def __init__(self, exact: bool, fused: bool):
         super().__init__()
         self.exact, self.fused = exact, fused
 
     def construct(self, x):
+        if self.fused and not self.exact:
+            return ops.GeLU()(x)
+        x = ops.Cast()(x, ms.float32)
         if self.exact:
             return 0.5 * x * (1.0 + ops.Erf()(x * 0.7071067811865476))
-        if self.fused:
-            return ops.GeLU()(x)
         return 0.5 * x * (1.0 + ops.Tanh()(x * (0.7978845608028654 + 0.035677408136300125 * x * x)))
 
 
 class Mlp(nn.Cell):
     """Two-layer perceptron, four times as wide inside: (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, width: int, exact_gelu: bool, fused: bool):
+    def __init__(self, width: int, exact_gelu: bool, fused: bool, dtype: ms.Type):
         super().__init__()
-        self.fc1 = Dense(width, 4 * width)
+        self.fc1 = Dense(width, 4 * width, dtype)
         self.act = Gelu(exact_gelu, fused)
-        self.fc2 = Dense(4 * width, width)
+        self.fc2 = Dense(4 * width, width, dtype)
 
     def construct(self, x):
         return self.fc2(self.act(self.fc1(x)))
@@ -184,21 +193,23 @@ class DropPath(nn.Cell):
 
 
 class Block(nn.Cell):
-    """Pre-norm transformer block: (B, N, D) -> (B, N, D), and the attention's q, k, v."""
+    """Pre-norm transformer block: (B, N, D) -> (B, N, D), and the attention's q, k, v. The residual stream is float32."""
 
-    def __init__(self, width: int, heads: int, exact_gelu: bool, fused: bool, drop_path: float, noise_column: int):
+    def __init__(
+        self, width: int, heads: int, exact_gelu: bool, fused: bool, drop_path: float, noise_column: int, dtype: ms.Type
+    ):
         super().__init__()
         self.norm1 = LayerNorm(width, fused)
-        self.attn = Attention(width, heads, fused)
+        self.attn = Attention(width, heads, fused, dtype)
         self.drop_path1 = DropPath(drop_path, noise_column)
         self.norm2 = LayerNorm(width, fused)
-        self.mlp = Mlp(width, exact_gelu, fused)
+        self.mlp = Mlp(width, exact_gelu, fused, dtype)
         self.drop_path2 = DropPath(drop_path, noise_column + 1)
 
     def construct(self, x, noise):
         y, q, k, v = self.attn(self.norm1(x))
-        x = x + self.drop_path1(y, noise)
-        x = x + self.drop_path2(self.mlp(self.norm2(x)), noise)
+        x = x + self.drop_path1(ops.Cast()(y, x.dtype), noise)
+        x = x + self.drop_path2(ops.Cast()(self.mlp(self.norm2(x)), x.dtype), noise)
         return x, q, k, v
 
     def keys_values(self, x):
@@ -222,9 +233,9 @@ class ViT(nn.Cell):
         formulation: `gather` or `matmul`, see `routing.Router`.
         drop_path: drop rate of the last block, linear from 0 at the first.
         exact_gelu: erf GELU, for weights that were trained with it; else the tanh form.
-
         fused_kernels: MindSpore's layer norm, softmax gradient and GELU kernels, right for Ascend; else the same functions
             written out, which is faster on CPU.
+        dtype: of the matrix products, float32 or float16; parameters, residual stream, layer norm and softmax are float32.
 
     Raises:
         ValueError: a shape or a route that cannot work, in one line.
@@ -241,6 +252,7 @@ class ViT(nn.Cell):
         drop_path: float = 0.0,
         exact_gelu: bool = False,
         fused_kernels: bool = False,
+        dtype: ms.Type = ms.float32,
     ):
         super().__init__()
         if image_size % patch:
@@ -249,7 +261,7 @@ class ViT(nn.Cell):
             raise ValueError(f"model.heads: {size.heads} does not divide width {size.width}")
         self.depth, self.width = size.depth, size.width
         self.tokens = (image_size // patch) ** 2
-        self.patch_embed = PatchEmbed(image_size, patch, size.width)
+        self.patch_embed = PatchEmbed(image_size, patch, size.width, dtype)
         self.cls_token = Parameter(initializer("zeros", (1, 1, size.width)), name="cls_token")
         self.pos_embed = Parameter(
             initializer(Normal(size.width**-0.5), (1, 1 + self.tokens, size.width)), name="pos_embed"
@@ -257,12 +269,12 @@ class ViT(nn.Cell):
         rates = np.linspace(0, drop_path, size.depth)
         self.blocks = nn.CellList(
             [
-                Block(size.width, size.heads, exact_gelu, fused_kernels, float(rates[i]), 2 * i)
+                Block(size.width, size.heads, exact_gelu, fused_kernels, float(rates[i]), 2 * i, dtype)
                 for i in range(size.depth)
             ]
         )
         self.norm = LayerNorm(size.width, fused_kernels)
-        self.head = Dense(size.width, num_classes, init="zeros")
+        self.head = Dense(size.width, num_classes, dtype, init="zeros")
         self.spans = resolve(routes, size.depth, self.tokens)
         self.routers, self.noise_width = _routers(self.spans, formulation, 2 * size.depth)
         self.all_positions = Tensor(np.arange(self.tokens, dtype=np.int32)[None])
@@ -304,7 +316,7 @@ class ViT(nn.Cell):
 
     def embed(self, images):
         """[CLS] and patch tokens with their position embedding: (B, 1 + tokens, D)."""
-        patches = self.patch_embed(images)
+        patches = ops.Cast()(self.patch_embed(images), ms.float32)
         cls = ops.BroadcastTo((patches.shape[0], 1, self.width))(self.cls_token)
         return ops.Concat(1)((cls, patches)) + self.pos_embed
 

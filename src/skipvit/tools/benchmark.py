@@ -14,10 +14,11 @@ from skipvit import config as configuration
 from skipvit.analysis.macs import forward_macs
 from skipvit.analysis.plain_vit import PlainViT
 from skipvit.config import Config
-from skipvit.tools.build import build_network, build_optimizer
+from skipvit.tools.build import build_mixer, build_network, build_optimizer, build_state
 from skipvit.training import distributed
 from skipvit.training.optim import AdamW
-from skipvit.training.step import SmoothedLoss, TrainStep
+from skipvit.training.state import TrainingState
+from skipvit.training.step import TrainingLoss, TrainStep
 
 STEPS_PER_EPOCH = 100  # only shapes the learning rate, which costs no time
 
@@ -54,29 +55,35 @@ def main(words: list[str]) -> None:
 def training_steps(config: Config, device: str, plain: bool) -> dict[str, TrainStep]:
     """A training step for each variant; dense and routed share their network and optimizer."""
     network = build_network(config, device)
-    optimizer = build_optimizer(config, network, STEPS_PER_EPOCH)
+    optimizer, state = _optimizer(config, network, device)
     steps = {}
     for name in ("dense", "routed") if network.spans else ("dense",):
-        steps[name] = _step(config, network, optimizer, name == "routed")
+        steps[name] = _step(config, network, optimizer, state, name == "routed")
     if plain:
         model = config.model
         textbook = PlainViT(model.shape(), model.image_size, model.patch, model.num_classes)
-        steps["plain"] = _step(config, textbook, build_optimizer(config, textbook, STEPS_PER_EPOCH), False)
+        steps["plain"] = _step(config, textbook, *_optimizer(config, textbook, device), False)
     return steps
 
 
-def _step(config: Config, network, optimizer: AdamW, routed: bool) -> TrainStep:
-    step = TrainStep(SmoothedLoss(network, routed, config.optim.label_smoothing), optimizer, config.optim.clip_norm)
-    return step.set_train()
+def _optimizer(config: Config, network, device: str) -> tuple[AdamW, TrainingState]:
+    optimizer = build_optimizer(config, network, STEPS_PER_EPOCH)
+    return optimizer, build_state(config, optimizer, device)
 
 
-def random_batch(config: Config, noise_width: int) -> tuple[Tensor, Tensor, Tensor]:
+def _step(config: Config, network, optimizer: AdamW, state: TrainingState, routed: bool) -> TrainStep:
+    loss = TrainingLoss(network, routed, config.optim.label_smoothing, build_mixer(config))
+    return TrainStep(loss, optimizer, state, config.optim.clip_norm).set_train()
+
+
+def random_batch(config: Config, noise_width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     model, rng = config.model, np.random.default_rng(config.seed)
     batch = config.data.batch_size
     images = rng.integers(0, 256, (batch, model.image_size, model.image_size, 3), np.uint8)
     labels = rng.integers(0, model.num_classes, batch).astype(np.int32)
     noise = rng.random((batch, noise_width), np.float32)
-    return Tensor(images), Tensor(labels), Tensor(noise)
+    unmixed = np.array([1, 0, 0, 0, 0, 1], np.float32)
+    return Tensor(images), Tensor(labels), Tensor(noise), Tensor(unmixed)
 
 
 def time_steps(steps: dict[str, TrainStep], batch, rounds: int) -> dict:

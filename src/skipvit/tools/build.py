@@ -11,11 +11,15 @@ from mindspore import nn
 
 from skipvit.config import Config
 from skipvit.data.builtin import CLASSES, generate
+from skipvit.data.cifar import open_cifar
 from skipvit.data.image_folder import open_split
-from skipvit.data.pipeline import Arrays, Batches, Shard, Source
+from skipvit.data.mindrecord import open_mindrecord
+from skipvit.data.pipeline import Arrays, Batches, Broken, Shard, Source
 from skipvit.errors import RunError
 from skipvit.models.vit import ViT
 from skipvit.training.optim import AdamW, learning_rates
+from skipvit.training.state import TrainingState
+from skipvit.training.step import Mixer
 
 
 def build_network(config: Config, device: str) -> ViT:
@@ -23,6 +27,7 @@ def build_network(config: Config, device: str) -> ViT:
     formulation = config.routing
     if formulation == "auto":
         formulation = "matmul" if device == "ascend" else "gather"
+    ms.set_deterministic(config.deterministic)
     ms.set_seed(config.seed)
     np.random.seed(config.seed)  # MindSpore draws initial weights with NumPy's global generator
     model = config.model
@@ -36,19 +41,39 @@ def build_network(config: Config, device: str) -> ViT:
         model.drop_path,
         exact_gelu=model.gelu == "erf",
         fused_kernels=device == "ascend",
+        dtype=ms.float16 if uses_float16(config, device) else ms.float32,
     )
 
 
-def build_optimizer(config: Config, network: nn.Cell, steps_per_epoch: int) -> AdamW:
+def uses_float16(config: Config, device: str) -> bool:
+    return config.amp.dtype == "float16" or config.amp.dtype == "auto" and device == "ascend"
+
+
+def build_optimizer(config: Config, network: nn.Cell, steps_per_epoch: int, cards: int = 1) -> AdamW:
+    """AdamW with the learning rates of the whole run; steps_per_epoch counts batches."""
     optim = config.optim
+    updates = steps_per_epoch // optim.accumulate
     rates = learning_rates(
-        optim.epochs * steps_per_epoch, round(optim.warmup_epochs * steps_per_epoch), optim.lr, optim.min_lr
+        optim.epochs * updates, round(optim.warmup_epochs * updates), config.peak_lr(cards), optim.min_lr
     )
     return AdamW(network.trainable_params(), rates, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay)
 
 
-def open_source(config: Config, split: str) -> Source:
+def build_state(config: Config, optimizer: AdamW, device: str) -> TrainingState:
+    amp = config.amp
+    scale = amp.loss_scale if uses_float16(config, device) else None
+    return TrainingState(optimizer.parameters, config.ema.decay, scale, amp.loss_scale_window, config.optim.accumulate)
+
+
+def build_mixer(config: Config) -> Mixer | None:
+    return Mixer(config.model.image_size) if config.augment.mixes else None
+
+
+def open_source(config: Config, split: str, index: Path | None = None) -> Source:
     """Pictures of a split, `train` or `val`.
+
+    Args:
+        index: folder in which the list of an image folder's files is kept for the next start, or None.
 
     Raises:
         UsageError, RunError: a folder that is missing or not as it should be, a wrong number of classes.
@@ -58,21 +83,37 @@ def open_source(config: Config, split: str) -> Source:
         count = data.train_size if split == "train" else data.val_size
         pictures = generate(count, seed=config.seed, split=split)
         return Arrays(pictures.images, pictures.labels, CLASSES)
-    source = open_split(Path(data.path), split)
+    if data.kind == "image_folder":
+        source = open_split(Path(data.path), split, index)
+    elif data.kind == "mindrecord":
+        source = open_mindrecord(Path(data.path), split)
+    else:
+        source = open_cifar(Path(data.path), data.kind, split)
     if len(source.classes) != config.model.num_classes:
         raise RunError(
-            f"model.num_classes: {config.model.num_classes}, but {source.root} has {len(source.classes)} class folders; "
+            f"model.num_classes: {config.model.num_classes}, but the {split} pictures in {data.path} have {len(source.classes)} classes; "
             f"set --model.num_classes {len(source.classes)}"
         )
     return source
 
 
 def batches_of(
-    config: Config, source: Source, noise_width: int, training: bool, shard: Shard, batch_size: int | None = None
-) -> Callable[[int], Batches]:
-    """A function that makes the batches of an epoch (validation ignores which)."""
+    config: Config,
+    source: Source,
+    noise_width: int,
+    training: bool,
+    shard: Shard = Shard(),
+    batch_size: int | None = None,
+    listing: Path | None = None,
+) -> Callable[..., Batches]:
+    """A function that makes the batches from an epoch and a step in it on (validation has but one epoch).
 
-    def make(epoch: int = 0) -> Batches:
+    Args:
+        listing: text file for the broken pictures.
+    """
+    broken = Broken(len(source), config.data.broken_share, listing)
+
+    def make(epoch: int = 0, first_step: int = 0) -> Batches:
         return Batches(
             source,
             batch_size=batch_size or config.data.batch_size,
@@ -80,11 +121,16 @@ def batches_of(
             noise_width=noise_width,
             training=training,
             seed=config.seed,
-            augment=config.data.augment,
+            augment=config.augment.pictures(),
+            mix=config.augment.mix(),
             eval_crop=config.data.eval_crop,
             workers=config.data.workers,
+            accumulate=config.optim.accumulate,
+            repeats=config.augment.repeats,
             shard=shard,
+            broken=broken,
             epoch=epoch,
+            first_step=first_step,
         )
 
     return make

@@ -10,7 +10,7 @@ from skipvit.errors import UsageError
 from skipvit.tools.build import batches_of, build_network, open_source
 from skipvit.training import checkpoint, distributed
 from skipvit.training.evaluate import evaluate
-from skipvit.training.phases import phases
+from skipvit.training.run_folder import FORWARDS
 from skipvit.training.step import EvalStep
 
 EPILOG = """examples:
@@ -35,14 +35,15 @@ def main(words: list[str]) -> None:
     device, shard = distributed.start(config.device)
     val_source = open_source(config, "val")
     network = build_network(config, device)
-    checkpoint.restore(path, network)
     batches = batches_of(config, val_source, network.noise_width, False, shard)()
-    trained = "routed" if phases(*config.phase_lengths())[-1].routed else "dense"
-    forwards = (False, True) if network.spans else (False,)
-    scores = {
-        "routed" if routed else "dense": evaluate(EvalStep(network, routed), batches, shard).as_dict() for routed in forwards
-    }
-    result = {"checkpoint": str(path), "trained": trained, **scores}
+    result = {"checkpoint": str(path), "trained": config.trained()}
+    # Compiled once: the averaged weights run through the same graphs.
+    steps = {routed: EvalStep(network, routed) for routed in ((False, True) if network.spans else (False,))}
+    for suffix in ("", "_ema") if checkpoint.has_average(path) else ("",):
+        checkpoint.restore_weights(path, network, averaged=bool(suffix))
+        for routed, step in steps.items():
+            name = ("routed" if routed else "dense") + suffix
+            result[name] = evaluate(step, batches, shard, f"evaluating {name}").as_dict()
     if shard.rank == 0:
         print(json.dumps(result) if options.json else as_text(result))
 
@@ -70,9 +71,9 @@ def checkpoint_of(options) -> Path:
 
 
 def as_text(result: dict) -> str:
-    lines = [f"{result['checkpoint']}", f"{'':8}{'top-1 %':>9}{'top-5 %':>9}{'loss':>8}{'images/s':>10}"]
-    for name in ("dense", "routed"):
+    lines = [f"{result['checkpoint']}", f"{'':10}{'top-1 %':>9}{'top-5 %':>9}{'loss':>8}{'images/s':>10}"]
+    for name in FORWARDS:
         if name in result:
             row, note = result[name], "  trained last" if name == result["trained"] else ""
-            lines.append(f"{name:8}{row['top1']:9.2f}{row['top5']:9.2f}{row['loss']:8.3f}{row['images_per_s']:10.0f}{note}")
+            lines.append(f"{name:10}{row['top1']:9.2f}{row['top5']:9.2f}{row['loss']:8.3f}{row['images_per_s']:10.0f}{note}")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,18 @@ from mindspore import Tensor
 from skipvit import config as configuration
 from skipvit.analysis.macs import forward_macs
 from skipvit.analysis.pictures import kept_figure
+from skipvit.analysis.summary import as_text, summary
 from skipvit.config import Config
 from skipvit.data.image_folder import refuse_other_classes
 from skipvit.data.pipeline import Shard, Source, Subset, training_steps
 from skipvit.errors import RunError, UsageError
 from skipvit.models.vit import Activations, ViT
-from skipvit.tools.build import batches_of, build_network, build_optimizer, open_source
+from skipvit.tools.build import batches_of, build_mixer, build_network, build_optimizer, build_state, open_source
 from skipvit.training import checkpoint, distributed
+from skipvit.training.checkpoint import Position
 from skipvit.training.loop import Plan, Trainer
-from skipvit.training.optim import AdamW
 from skipvit.training.phases import phases
+from skipvit.training.profiling import ProfileSteps
 from skipvit.training.run_folder import RunFolder
 
 DEMO = "skipvit_mini_shapes_cpu.yaml"
@@ -38,6 +41,7 @@ def parser() -> configuration.OneLineParser:
     result.add_argument("--config", default=configuration.recipe(DEMO), metavar="FILE", help="YAML file of the run (default: the demo)")
     result.add_argument("--runs", default="runs", metavar="FOLDER", help="where run folders are made (default: runs)")
     result.add_argument("--resume", choices=["never", "auto"], default="never", help="auto: go on from the newest checkpoint")
+    result.add_argument("--profile", action="store_true", help="write MindSpore's trace of ten steps into the run's folder")
     result.add_argument("--check", action="store_true", help="only read the config and the command line, then stop")
     return result
 
@@ -48,110 +52,108 @@ def main(words: list[str]) -> None:
         return
     device, shard = distributed.start(config.device)
     folder = RunFolder(Path(options.runs) / config.name, writes=shard.rank == 0)
-    going_on = options.resume == "auto" and folder.path.exists()
+    going_on = options.resume == "auto" and folder.begun()
     if not going_on:
         folder.refuse_existing()
-    train_source, val_source = open_source(config, "train"), open_source(config, "val")
+    if config.log.tensorboard:
+        folder.open_events()
+    index = Path(options.runs) / ".index"
+    train_source, val_source = open_source(config, "train", index), open_source(config, "val", index)
     refuse_other_classes(train_source, val_source)
-    steps_per_epoch = training_steps(len(train_source), config.data.batch_size, shard)
+    steps = training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
     network = build_network(config, device)
-    train_batches = batches_of(config, train_source, network.noise_width, True, shard)
-    val_batches = batches_of(config, val_source, network.noise_width, False, shard)()
-    optimizer = build_optimizer(config, network, steps_per_epoch)
-    epochs_done = 0
+    optimizer = build_optimizer(config, network, steps, shard.count)
+    state = build_state(config, optimizer, device)
+    plan = make_plan(config, train_source, val_source, network, folder, shard, device)
+    if options.profile:
+        plan = replace(plan, sink=False, callbacks=(ProfileSteps(folder.path / "profile", device),))
+    trainer = Trainer(network, optimizer, state, plan, folder, shard)
+    begin = Position()
     if going_on:
-        epochs_done = resume(folder, config, network, optimizer, steps_per_epoch)
+        begin = resume(folder, config, trainer, steps)
         folder.note([sys.executable, *sys.argv])
     else:
         folder.create(configuration.to_yaml(config), [sys.executable, *sys.argv])
-    plan = Plan(
-        phases(*config.phase_lengths()),
-        train_batches,
-        val_batches,
-        config.optim.clip_norm,
-        config.optim.label_smoothing,
-        config.checkpoint.every,
-        config.checkpoint.keep,
-    )
-    trainer = Trainer(network, optimizer, plan, folder, shard)
     if shard.rank == 0:
         parameters = sum(p.size for p in network.get_parameters())
         print(f"{config.name}: {parameters:,} parameters, {len(train_source)} training pictures, {device} x {shard.count}, "
               f"into {folder.path}", flush=True)  # fmt: skip
-    trainer.run(epochs_done)
+    trainer.run(begin)
     if shard.rank == 0:
         finish(config, network, folder, val_source)
 
 
-def resume(folder: RunFolder, config: Config, network: ViT, optimizer: AdamW, steps_per_epoch: int) -> int:
-    """Load the newest whole checkpoint of a run that has the same configuration and data; returns the epochs done."""
+def make_plan(
+    config: Config, train_source: Source, val_source: Source, network: ViT, folder: RunFolder, shard: Shard, device: str
+) -> Plan:
+    """The configuration as the trainer's plain values."""
+    return Plan(
+        phases=phases(*config.phase_lengths()),
+        train_batches=batches_of(config, train_source, network.noise_width, True, shard, listing=folder.broken),
+        val_batches=batches_of(config, val_source, network.noise_width, False, shard, listing=folder.broken)(),
+        mixer=build_mixer(config),
+        clip_norm=config.optim.clip_norm,
+        label_smoothing=config.optim.label_smoothing,
+        best=config.best(),
+        sink=config.data.sink == "on" or config.data.sink == "auto" and device == "ascend",
+        max_overflows=config.amp.max_overflows,
+        eval_every=config.eval.every,
+        checkpoint_every=config.checkpoint.every,
+        checkpoint_minutes=config.checkpoint.minutes,
+        checkpoint_keep=config.checkpoint.keep,
+        log_steps=config.log.steps,
+    )
+
+
+def resume(folder: RunFolder, config: Config, trainer: Trainer, steps: int) -> Position:
+    """Load the newest whole checkpoint of a run that has the same configuration and data; returns where it stands."""
     before = configuration.read(folder.config)
     if before != config:
         changed = next(key for key in Config.model_fields if getattr(before, key) != getattr(config, key))
         raise UsageError(f"{folder.path}: its config.yaml has another {changed}; resume with the same config, or use --name")
-    epochs_done = 0
+    position, source = Position(), None
     for path in reversed(checkpoint.saved(folder.checkpoints)):
         try:
-            epochs_done = checkpoint.restore(path, network, optimizer)
+            position, source = checkpoint.restore(path, trainer.parameters()), path
             break
         except RunError as error:
             print(f"warning: {error}", file=sys.stderr)
-    steps = int(optimizer.step.asnumpy())
-    if steps != epochs_done * steps_per_epoch:
+    if source is None:
+        print(f"{folder.path}: no checkpoint to go on from, beginning anew", flush=True)
+        return position
+    if position.steps != steps:
         raise UsageError(
-            f"{folder.path}: it did {steps} steps in {epochs_done} epochs, here an epoch has {steps_per_epoch}; "
-            f"resume with as many cards and pictures as before"
+            f"{source}: an epoch had {position.steps} steps, here it has {steps}; resume with as many cards and pictures as before"
         )
-    return epochs_done
+    if folder.writes:
+        print(f"going on from {source}: step {position.step} of {steps} in epoch {position.epoch + 1}", flush=True)
+    return position
 
 
 def finish(config: Config, network: ViT, folder: RunFolder, val_source: Source) -> None:
     """Write the summary and the picture of bypassed patches, and print what a person wants to know."""
-    result = summary(config, network, folder.records())
+    model = config.model
+    macs = {
+        name: forward_macs(model.shape(), model.patch, model.tokens, model.num_classes, spans)
+        for name, spans in (("dense", ()), ("routed", network.spans))
+    }
+    result = summary(folder.records(), config.best(), macs)
     (folder.path / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder.path / "summary.txt").write_text(as_text(result) + "\n")
     print(as_text(result))
+    if folder.broken.exists():
+        print(f"broken pictures were left out: {folder.broken}")
     if network.spans:
         draw_kept(config, network, val_source).savefig(folder.path / "bypassed.png", dpi=110)
     print(f"curves, {'picture of bypassed patches, ' if network.spans else ''}checkpoints: {folder.path}")
 
 
-def summary(config: Config, network: ViT, records: list[dict]) -> dict:
-    """For each forward: final accuracies, median training throughput over its epochs, MACs."""
-    last, result = records[-1], {"trained": records[-1]["trained"], "epochs": len(records), "forwards": {}}
-    for name, scores in last["val"].items():
-        speeds = sorted(r["images_per_s"] for r in records if r["trained"] == name and r["images_per_s"])
-        spans = network.spans if name == "routed" else ()
-        model = config.model
-        result["forwards"][name] = {
-            "top1": scores["top1"],
-            "top5": scores["top5"],
-            "train_images_per_s": speeds[len(speeds) // 2] if speeds else None,
-            "gmacs": forward_macs(model.shape(), model.patch, model.tokens, model.num_classes, spans) / 1e9,
-        }
-    return result
-
-
-def as_text(result: dict) -> str:
-    """The summary as a small table."""
-    lines = [f"{'':8}{'top-1 %':>9}{'top-5 %':>9}{'training images/s':>19}{'GMACs':>9}"]
-    for name, row in result["forwards"].items():
-        speed = f"{row['train_images_per_s']:.0f}" if row["train_images_per_s"] else "-"
-        note = "  trained last" if name == result["trained"] else ""
-        lines.append(f"{name:8}{row['top1']:9.2f}{row['top5']:9.2f}{speed:>19}{row['gmacs']:9.4f}{note}")
-    dense, routed = result["forwards"]["dense"], result["forwards"].get("routed")
-    if routed:
-        ratio = f"MACs {dense['gmacs'] / routed['gmacs']:.2f} x fewer"
-        if dense["train_images_per_s"] and routed["train_images_per_s"]:
-            ratio = f"training {routed['train_images_per_s'] / dense['train_images_per_s']:.2f} x the images/s, " + ratio
-        lines.append(f"routed against dense: {ratio}")
-    return "\n".join(lines)
-
-
 def draw_kept(config: Config, network: ViT, val_source: Source, count: int = 16):
     """Figure of validation pictures, evenly spaced over the set, with what the routed forward keeps and predicts."""
     chosen = np.linspace(0, len(val_source) - 1, min(count, len(val_source))).astype(int).tolist()
-    batches = batches_of(config, Subset(val_source, chosen), network.noise_width, False, Shard(), len(chosen))()
-    ((images, labels, noise),) = batches
+    # Those that cannot be decoded are black here; the run has listed them already.
+    shown = config.model_copy(update={"data": config.data.model_copy(update={"broken_share": 1.0})})
+    ((images, labels, noise, _),) = batches_of(shown, Subset(val_source, chosen), network.noise_width, False, batch_size=len(chosen))()
     names = [f"routes.{r}.kept" for r in range(len(network.spans))]
     network.set_train(False)
     found = Activations(network, ["logits", *names]).by_name(Tensor(images), Tensor(noise))

@@ -1,51 +1,113 @@
 """Checkpoints: everything a run needs to go on, written so that a crash never harms the one before.
 
-A checkpoint has a name of its own, is written beside its final place and renamed, and carries a checksum.
-Besides the network's parameters it holds `optimizer.*` and `trainer.*` (epochs done).
+A checkpoint has a name of its own, is written beside its final place, flushed to the disk and renamed, and carries a
+checksum. Besides the network's parameters it holds `optimizer.*` (moments, step), `ema.*` (averaged weights), `gradients.*`
+(accumulated so far) and `trainer.*` (loss scale, counters, position in the run, best accuracy).
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Iterable
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Parameter, Tensor, nn
 
 from skipvit.errors import RunError, UsageError
 
-NOT_MODEL = ("optimizer.", "trainer.")
-_NAME = re.compile(r"epoch_(\d+)\.ckpt")
+NOT_MODEL = ("optimizer.", "trainer.", "ema.", "gradients.")
+BEST = "best.ckpt"
+_NAME = re.compile(r"epoch_\d{4}_step_\d{6}\.ckpt")
 
 
-def save(folder: Path, epochs_done: int, network: nn.Cell, optimizer: nn.Cell, keep: int) -> Path:
-    """Write the checkpoint after `epochs_done` epochs, then remove all but the newest `keep`.
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: `step` of `steps` batches of `epoch` (from 0) are done; all of them: it is not yet evaluated.
+
+    `best` is the best accuracy so far, in percent; -1: there is none.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    steps: int = 0
+    best: float = -1.0
+
+    def entries(self) -> list[dict]:
+        values = {"epoch": np.int32(self.epoch), "step": np.int32(self.step), "steps": np.int32(self.steps)}
+        values["best"] = np.float64(self.best)
+        return [{"name": f"trainer.position.{name}", "data": Tensor(np.array(value))} for name, value in values.items()]
+
+
+def save(folder: Path, position: Position, parameters: Iterable[Parameter], keep: int) -> Path:
+    """Write the checkpoint of a position, then remove all but the newest `keep`.
 
     Raises:
         RunError: it could not be written (a full disk); what was there before is untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"epoch_{epochs_done:04d}.ckpt"
-    partial = folder / f".partial_{epochs_done:04d}.ckpt"
-    parameters = {p.name: p for p in (*network.get_parameters(), *optimizer.get_parameters())}
-    entries = [{"name": name, "data": Tensor(p.asnumpy())} for name, p in parameters.items()]
-    entries.append({"name": "trainer.epochs_done", "data": Tensor(epochs_done, ms.int32)})
-    try:
-        ms.save_checkpoint(entries, str(partial), crc_check=True)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except (OSError, RuntimeError, ValueError) as error:
-        partial.unlink(missing_ok=True)
-        raise RunError(f"{path}: checkpoint not written ({str(error).splitlines()[0]}); free some space") from None
+    # The number is of epochs begun before this one; an epoch's last step sorts after its others.
+    path = folder / f"epoch_{position.epoch + 1:04d}_step_{position.step:06d}.ckpt"
+    unique = {p.name: p for p in parameters}
+    entries = [{"name": name, "data": Tensor(p.asnumpy())} for name, p in unique.items()]
+    _write(path, entries + position.entries())
     for old in saved(folder)[:-keep]:
-        old.unlink()
+        old.unlink(missing_ok=True)
     return path
 
 
+def _write(path: Path, entries: list[dict]) -> None:
+    partial = path.parent / f".partial.{path.name}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left_over in path.parent.glob(".partial.*"):  # of a run that was killed while it wrote
+            left_over.unlink()
+        ms.save_checkpoint(entries, str(partial), crc_check=True)
+        os.chmod(partial, 0o644)
+        _flush(partial)
+        os.replace(partial, path)
+        _flush(path.parent)
+    except (OSError, RuntimeError, ValueError) as error:
+        try:
+            partial.unlink(missing_ok=True)
+        except OSError:
+            pass
+        reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{path}: checkpoint not written ({reason}); free some space") from None
+
+
+def _flush(path: Path) -> None:
+    """Have a file or folder on the disk, not in a cache that a power cut empties."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def keep_best(path: Path) -> None:
+    """Make a checkpoint the best one: a second name of the same file, or a copy where there are no such names.
+
+    Raises:
+        RunError: it could not be done.
+    """
+    partial = path.parent / f".partial.{BEST}"
+    try:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(path, partial)
+        except OSError:
+            shutil.copyfile(path, partial)
+        os.replace(partial, path.parent / BEST)
+    except OSError as error:
+        raise RunError(f"{path.parent / BEST}: not written ({error.strerror})") from None
+
+
 def saved(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first."""
+    """The checkpoints of a run, oldest first; without the best one's second name."""
     return sorted(p for p in folder.glob("epoch_*.ckpt") if _NAME.fullmatch(p.name))
 
 
@@ -66,27 +128,50 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return {name: value.asnumpy() for name, value in entries.items()}
 
 
-def restore(path: Path, network: nn.Cell, optimizer: nn.Cell | None = None) -> int:
-    """Load a checkpoint into the network, and the optimizer if given; returns the epochs done (0 if not recorded).
+def restore(path: Path, parameters: Iterable[Parameter]) -> Position:
+    """Load everything that `save` wrote.
 
     Raises:
         UsageError, RunError: as `read`, and a checkpoint of another model, naming the first difference.
     """
     entries = read(path)
-    targets = {p.name: p for p in network.get_parameters()}
-    if optimizer is not None:
-        targets.update({p.name: p for p in optimizer.get_parameters()})
-    found = {name for name in entries if optimizer is not None or not name.startswith(NOT_MODEL)} - {"trainer.epochs_done"}
+    position = Position()
+    if "trainer.position.epoch" in entries:
+        fields = {name: entries.pop(f"trainer.position.{name}").item() for name in ("epoch", "step", "steps", "best")}
+        position = Position(**fields)
+    _load(path, entries, {p.name: p for p in parameters})
+    return position
+
+
+def restore_weights(path: Path, network: nn.Cell, averaged: bool = False) -> None:
+    """Load a network's weights, or the average of them.
+
+    Raises:
+        UsageError, RunError: as `restore`.
+    """
+    entries = read(path)
+    if averaged:
+        entries = {name.removeprefix("ema."): value for name, value in entries.items() if name.startswith("ema.")}
+    else:
+        entries = {name: value for name, value in entries.items() if not name.startswith(NOT_MODEL)}
+    _load(path, entries, {p.name: p for p in network.get_parameters()})
+
+
+def has_average(path: Path) -> bool:
+    """Whether a checkpoint holds averaged weights. Raises as `read`."""
+    return any(name.startswith("ema.") for name in read(path))
+
+
+def _load(path: Path, entries: dict[str, np.ndarray], targets: dict[str, Parameter]) -> None:
     for name, target in targets.items():
-        if name not in found:
+        if name not in entries:
             raise RunError(f"{path}: a checkpoint of another model: it has no {name}")
         if entries[name].shape != target.shape:
             raise RunError(
                 f"{path}: a checkpoint of another model: {name} is {entries[name].shape} there and {target.shape} here"
             )
-    extra = sorted(found - set(targets))
+    extra = sorted(set(entries) - set(targets))
     if extra:
         raise RunError(f"{path}: a checkpoint of another model: {extra[0]} has no place in this one")
     for name, target in targets.items():
         target.set_data(Tensor(entries[name], target.dtype))
-    return int(entries.get("trainer.epochs_done", 0))

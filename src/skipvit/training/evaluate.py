@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from typing import Callable
 
 import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
 from skipvit.data.pipeline import Batches, Shard
+from skipvit.errors import RunError, Stopped
 from skipvit.training.distributed import sum_over_cards
 from skipvit.training.step import EvalStep
 
@@ -28,13 +30,27 @@ class Scores:
         return asdict(self)
 
 
-def evaluate(step: EvalStep, batches: Batches, shard: Shard = Shard(), label: str = "eval") -> Scores:
-    """Run a whole validation set through one forward."""
+def evaluate(
+    step: EvalStep,
+    batches: Batches,
+    shard: Shard = Shard(),
+    label: str = "eval",
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Scores:
+    """Run a whole validation set through one forward.
+
+    Raises:
+        Stopped: `interrupted` says so, between two batches.
+        RunError: too many broken pictures.
+    """
     training = step.network.training
     step.set_train(False)
     sums, timed, begun = np.zeros(4), 0, time.perf_counter()
     bar = tqdm(batches, total=batches.steps, desc=label, leave=False, disable=None, unit="batch")
-    for i, (images, labels, noise) in enumerate(bar):
+    for i, (images, labels, noise, _) in enumerate(bar):
+        if interrupted():
+            step.set_train(training)
+            raise Stopped("stopped while evaluating")
         sums += step(Tensor(images), Tensor(labels), Tensor(noise)).asnumpy()
         if i == 0:
             begun = time.perf_counter()
@@ -43,5 +59,7 @@ def evaluate(step: EvalStep, batches: Batches, shard: Shard = Shard(), label: st
     elapsed = time.perf_counter() - begun
     step.set_train(training)
     loss, top1, top5, count = sum_over_cards(sums, shard)
+    if not count:
+        raise RunError("no picture of the validation set can be decoded")
     speed = timed * shard.count / elapsed if timed else 0.0
     return Scores(100 * top1 / count, 100 * top5 / count, loss / count, int(count), speed)
