@@ -45,8 +45,8 @@ def test_recipes_come_in_pairs_that_differ_in_their_routes_only():
 
 
 def test_file_sets_and_command_line_overrides(tmp_path):
-    config = read(tmp_path, GOOD, ["--optim.lr", "1e-2", "--model.depth=5", "--data.augment", "flip"])
-    assert (config.optim.lr, config.model.depth, config.data.augment) == (1e-2, 5, "flip")
+    config = read(tmp_path, GOOD, ["--optim.lr", "1e-2", "--model.depth=5", "--augment.crop", "pad"])
+    assert (config.optim.lr, config.model.depth, config.augment.crop) == (1e-2, 5, "pad")
     assert config.optim.epochs == 8  # from the file
     assert config.optim.beta1 == 0.9  # the default
     assert config.routes == [Route(2, 4, 0.45, "cls_attention", True, False)]
@@ -118,7 +118,12 @@ REFUSED = [
     (with_key("optim.warmup_epochs", 9), "optim.warmup_epochs: 9.0 is more than optim.epochs 8"),
     (with_key("optim.min_lr", 1), "optim.min_lr: 1.0 is larger than optim.lr"),
     (with_key("phases.dense_warmup_epochs", 8), "phases: 8 + 0 dense epochs leave none"),
-    (with_key("data.kind", "image_folder"), "data.path: an image_folder needs the folder"),
+    (with_key("data.kind", "image_folder"), "data.path: image_folder needs the folder"),
+    (with_key("data", {"kind": "cifar100", "path": "x"}), "model.num_classes: cifar100 has 100 classes, not 10"),
+    (with_key("checkpoint.best", "dense_ema"), "checkpoint.best: there are no averaged weights with ema.decay 0"),
+    (with_key("routes", []) | {"checkpoint": {"best": "routed"}}, "checkpoint.best: there is no routed forward without routes"),
+    (with_key("augment.rand_augment", 11), "augment.rand_augment: input should be less than or equal to 10"),
+    (with_key("amp.dtype", "bfloat16"), "amp.dtype: input should be 'auto', 'float32' or 'float16'"),
     (with_key("name", "../up"), "name: "),
     (with_key("seed", None), "seed: "),
     ("a: [", "not valid YAML"),

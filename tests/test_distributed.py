@@ -47,7 +47,7 @@ def test_two_processes_train_like_one_with_twice_the_batch(tmp_path):
         assert np.isclose(a["train_loss"], b["train_loss"], rtol=1e-4)
         assert a["val"]["routed"]["pictures"] == b["val"]["routed"]["pictures"] == 30
         assert np.isclose(a["val"]["routed"]["loss"], b["val"]["routed"]["loss"], rtol=1e-3)
-    weights = {n: read(tmp_path / f"runs/{n}/checkpoints/epoch_0002.ckpt") for n in ("one", "two")}
+    weights = {n: read(tmp_path / f"runs/{n}/checkpoints/epoch_0002_step_000004.ckpt") for n in ("one", "two")}
     for name, value in weights["one"].items():
         # Large epsilon, so that Adam does not blow rounding noise up to whole steps.
         assert np.allclose(value, weights["two"][name], atol=2e-4), name
@@ -58,4 +58,4 @@ def test_a_failing_process_is_one_line_and_an_exit_code(tmp_path):
     (tmp_path / "two.yaml").write_text(CONFIG.format(name="two", batch=1000))
     result = shell(tmp_path, ROOT / "run_distributed.sh", "2", "--config", "two.yaml")
     assert result.returncode != 0
-    assert "one step takes 1000 x 2 pictures and the training set has 80" in result.stderr
+    assert "one update takes 1000 x 2 pictures and the training set has 80" in result.stderr

@@ -297,6 +297,8 @@ class Batches:
             reason = str(error)
         except OSError as error:
             reason = error.strerror or str(error)
+        except RunError as error:  # a damaged record
+            reason = str(error)
         try:
             self.broken.add(self.source.name(i), reason)
         except RunError as error:

@@ -42,7 +42,7 @@ def parser() -> configuration.OneLineParser:
 
 def main(words: list[str]) -> None:
     config, options = configuration.from_words(parser(), words)
-    device, _ = distributed.start(config.device)
+    device, _ = distributed.start(config.device, config.deterministic)
     steps = training_steps(config, device, options.plain)
     batch = random_batch(config, steps["dense"].loss.network.noise_width)
     seconds = time_steps(steps, batch, options.rounds)

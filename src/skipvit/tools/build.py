@@ -27,7 +27,6 @@ def build_network(config: Config, device: str) -> ViT:
     formulation = config.routing
     if formulation == "auto":
         formulation = "matmul" if device == "ascend" else "gather"
-    ms.set_deterministic(config.deterministic)
     ms.set_seed(config.seed)
     np.random.seed(config.seed)  # MindSpore draws initial weights with NumPy's global generator
     model = config.model

@@ -32,7 +32,7 @@ def parser() -> configuration.OneLineParser:
 def main(words: list[str]) -> None:
     config, options = configuration.from_words(parser(), words, default_config)
     path = checkpoint_of(options)
-    device, shard = distributed.start(config.device)
+    device, shard = distributed.start(config.device, config.deterministic)
     val_source = open_source(config, "val")
     network = build_network(config, device)
     batches = batches_of(config, val_source, network.noise_width, False, shard)()

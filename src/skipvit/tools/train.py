@@ -17,7 +17,7 @@ from skipvit.analysis.summary import as_text, summary
 from skipvit.config import Config
 from skipvit.data.image_folder import refuse_other_classes
 from skipvit.data.pipeline import Shard, Source, Subset, training_steps
-from skipvit.errors import RunError, UsageError
+from skipvit.errors import UsageError
 from skipvit.models.vit import Activations, ViT
 from skipvit.tools.build import batches_of, build_mixer, build_network, build_optimizer, build_state, open_source
 from skipvit.training import checkpoint, distributed
@@ -50,7 +50,7 @@ def main(words: list[str]) -> None:
     config, options = configuration.from_words(parser(), words)
     if options.check:
         return
-    device, shard = distributed.start(config.device)
+    device, shard = distributed.start(config.device, config.deterministic)
     folder = RunFolder(Path(options.runs) / config.name, writes=shard.rank == 0)
     going_on = options.resume == "auto" and folder.begun()
     if not going_on:
@@ -116,7 +116,7 @@ def resume(folder: RunFolder, config: Config, trainer: Trainer, steps: int) -> P
         try:
             position, source = checkpoint.restore(path, trainer.parameters()), path
             break
-        except RunError as error:
+        except checkpoint.Damaged as error:
             print(f"warning: {error}", file=sys.stderr)
     if source is None:
         print(f"{folder.path}: no checkpoint to go on from, beginning anew", flush=True)

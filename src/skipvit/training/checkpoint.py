@@ -7,6 +7,7 @@ checksum. Besides the network's parameters it holds `optimizer.*` (moments, step
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -23,6 +24,10 @@ from skipvit.errors import RunError, UsageError
 NOT_MODEL = ("optimizer.", "trainer.", "ema.", "gradients.")
 BEST = "best.ckpt"
 _NAME = re.compile(r"epoch_\d{4}_step_\d{6}\.ckpt")
+
+
+class Damaged(RunError):
+    """A checkpoint that is not whole."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +68,27 @@ def _write(path: Path, entries: list[dict]) -> None:
     partial = path.parent / f".partial.{path.name}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in path.parent.glob(".partial.*"):  # of a run that was killed while it wrote
-            left_over.unlink()
+        _remove_partial(path.parent)  # of a run that was killed while it wrote
+        logging.disable(logging.CRITICAL)  # MindSpore says in a paragraph what the line below says
         ms.save_checkpoint(entries, str(partial), crc_check=True)
         os.chmod(partial, 0o644)
         _flush(partial)
         os.replace(partial, path)
         _flush(path.parent)
     except (OSError, RuntimeError, ValueError) as error:
-        try:
-            partial.unlink(missing_ok=True)
-        except OSError:
-            pass
+        _remove_partial(path.parent)
         reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"{path}: checkpoint not written ({reason}); free some space") from None
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _remove_partial(folder: Path) -> None:
+    for path in folder.glob(".partial.*"):
+        try:
+            path.unlink()
+        except OSError:
+            pass
 
 
 def _flush(path: Path) -> None:
@@ -116,7 +128,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         UsageError: no such file.
-        RunError: the file is damaged or no checkpoint.
+        Damaged: the file is not whole, or no checkpoint.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint")
@@ -124,7 +136,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         entries = ms.load_checkpoint(str(path), crc_check=True)
     except Exception as error:  # MindSpore raises many kinds for a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{path}: not a whole checkpoint ({reason[:120]}); use an older one") from None
+        raise Damaged(f"{path}: not a whole checkpoint ({reason[:120]}); use an older one") from None
     return {name: value.asnumpy() for name, value in entries.items()}
 
 

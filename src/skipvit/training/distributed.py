@@ -13,11 +13,12 @@ from skipvit.data.pipeline import Shard
 from skipvit.errors import RunError, UsageError
 
 
-def start(device: str) -> tuple[str, Shard]:
+def start(device: str, deterministic: bool = False) -> tuple[str, Shard]:
     """Set graph mode and the device, and join the other processes if a launcher (`msrun`) started several.
 
     Args:
         device: auto, cpu or ascend.
+        deterministic: choose kernels and collectives whose results repeat bit by bit.
 
     Returns:
         the device (`cpu` or `ascend`) and this process's shard.
@@ -32,6 +33,8 @@ def start(device: str) -> tuple[str, Shard]:
         raise UsageError("device: ascend asked for, but MindSpore finds no Ascend card or driver here; use device: cpu")
     chosen = "ascend" if has_card else "cpu"
     ms.set_device("Ascend" if has_card else "CPU")
+    if deterministic and ms.get_context("deterministic") != "ON":  # MindSpore takes it once, before the cards join
+        ms.set_deterministic(True)
     if int(os.environ.get("MS_WORKER_NUM", "1")) <= 1:
         return chosen, Shard()
     try:

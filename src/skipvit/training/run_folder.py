@@ -12,6 +12,7 @@ from pathlib import Path
 import mindspore
 import numpy
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 import skipvit
 from skipvit.errors import UsageError
@@ -118,7 +119,8 @@ class RunFolder:
         self.events.flush()
 
     def warn(self, text: str) -> None:
-        print(f"\nwarning: {text}", file=sys.stderr, flush=True)
+        """A line on stderr, above the progress bar."""
+        tqdm.write(f"warning: {text}", file=sys.stderr)
 
     def records(self) -> list[dict]:
         """The epochs of `metrics.jsonl`, in order; where one was evaluated twice (after a resume), later values win."""
