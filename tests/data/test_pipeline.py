@@ -1,18 +1,66 @@
-"""Order, shards, noise, padding and decoding of the batches."""
+"""Order, shards, copies, noise, mixing, padding, threads and broken pictures, against listings made by hand."""
+
+import dataclasses
+import io
+import os
+import threading
+import time
+from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from skipvit.data.image_folder import open_split, refuse_other_classes
-from skipvit.data.pipeline import PADDING, Arrays, Batches, Order, Shard
-from skipvit.errors import RunError, UsageError
+from skipvit.data.augment import Augment, Mix
+from skipvit.data.image_folder import open_split
+from skipvit.data.pipeline import COLUMNS, PADDING, Arrays, Batches, Broken, Order, Shard, Subset, training_steps
+from skipvit.errors import RunError
+
+ALL = Augment("random_resized", (0.2, 1.0), 0.5, rand_augment=9.0, color_jitter=0.3, random_erasing=0.5)
+MIXED = Mix(mixup=0.8, cutmix=1.0)
+UNMIXED = (1, 0, 0, 0, 0, 1)
+
+
+class Files:
+    """Encoded pictures in memory; the label of each is its index. What is an exception is raised instead of read."""
+
+    def __init__(self, contents):
+        self.contents, self.reads = list(contents), 0
+        self.classes, self.labels = tuple(map(str, range(len(self.contents)))), np.arange(len(self.contents), dtype=np.int32)
+
+    def __len__(self):
+        return len(self.contents)
+
+    def read(self, i):
+        self.reads += 1
+        if isinstance(self.contents[i], Exception):
+            raise self.contents[i]
+        return self.contents[i]
+
+    def name(self, i):
+        return f"folder/{i}.png"
+
+
+def encoded(pixels, kind="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
 
 
 def pictures(count, side=8):
-    """Pictures that say their own index: every pixel of picture i is i."""
+    """Pictures in memory that say their own index: every pixel of picture i is i, and so is its label."""
     images = np.zeros((count, side, side, 3), np.uint8) + np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    return Arrays(images, (np.arange(count) % 10).astype(np.int32), tuple("abcdefghij"))
+    return Arrays(images, np.arange(count, dtype=np.int32), ("any",))
+
+
+def photographs(count=26):
+    rng = np.random.default_rng(0)
+    return Files(encoded(rng.integers(0, 256, (30, 40, 3), np.uint8), "JPEG") for _ in range(count))
+
+
+def plain_files(count, broken=()):
+    """One colour each, which says the index; those of `broken` are text."""
+    return Files(b"no picture" if i in broken else encoded(np.full((9, 12, 3), i * 5, np.uint8)) for i in range(count))
 
 
 def batches(source, **changes):
@@ -20,129 +68,423 @@ def batches(source, **changes):
     return Batches(source, **settings)
 
 
-def indices(data):
-    return np.concatenate([images[:, 0, 0, 0] for images, _, _ in data])
+def column(data, name):
+    return np.concatenate([np.atleast_1d(batch[COLUMNS.index(name)]) for batch in data])
 
 
+def equal(first, second):
+    """Batch by batch, bit by bit."""
+    first, second = list(first), list(second)
+    return len(first) == len(second) and all(
+        a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        for one, other in zip(first, second) for a, b in zip(one, other, strict=True)
+    )  # fmt: skip
+
+
+def read(dataset, passes=1):
+    """The passes of a MindSpore data set, each a list of batches."""
+    iterator = dataset.create_tuple_iterator(num_epochs=passes, output_numpy=True)
+    return [[tuple(batch) for batch in iterator] for _ in range(passes)]
+
+
+# Order and shards
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("cards", [1, 2, 8])
-def test_shards_cover_an_epoch_once(cards):
-    """98 pictures, 4 a card and step: what is seen are whole steps of all cards, nothing twice."""
-    orders = [Order(98, 4, Shard(rank, cards), seed=1, training=True) for rank in range(cards)]
-    seen = np.concatenate([order.ids(epoch=3) for order in orders]) - 3 * 98
-    assert len(set(seen)) == len(seen) == 98 // (4 * cards) * 4 * cards
-    assert seen.min() >= 0 and seen.max() < 98
+def test_shards_cover_an_epoch_once(cards, accumulate):
+    """98 pictures, 4 a card and step: whole updates of all cards, nothing twice, nothing missing but the rest."""
+    source, update = pictures(98), 4 * cards * accumulate
+    shards = [batches(source, shard=Shard(rank, cards), accumulate=accumulate, epoch=3) for rank in range(cards)]
+    seen = [list(shard) for shard in shards]
+    assert {len(part) for part in seen} == {98 // update * accumulate} == {shards[0].steps}
+    labels = np.concatenate([column(part, "label") for part in seen])
+    assert len(set(labels)) == len(labels) == 98 // update * update
+    assert 0 <= labels.min() and labels.max() < 98
+    assert all((column(part, "image")[:, 0, 0, 0] == column(part, "label")).all() for part in seen)
 
 
-def test_validation_shards_cover_everything_once_and_pad_to_whole_batches():
-    orders = [Order(10, 4, Shard(rank, 2), seed=1, training=False) for rank in range(2)]
-    ids = np.concatenate([order.ids(0) for order in orders])
-    assert sorted(ids[ids != PADDING]) == list(range(10))
-    assert len(ids) == 16
+@pytest.mark.parametrize("cards", [2, 8])
+def test_a_step_of_all_cards_has_the_pictures_of_one_large_batch(cards):
+    alone = batches(pictures(98), batch_size=32)
+    together = [list(batches(pictures(98), batch_size=32 // cards, shard=Shard(rank, cards))) for rank in range(cards)]
+    for step, (_, labels, _, _) in enumerate(alone):
+        assert sorted(labels) == sorted(label for part in together for label in part[step][1])
 
 
-def test_batches_hold_each_picture_with_its_label_and_other_orders_in_other_epochs():
-    data = batches(pictures(40))
-    images, labels, noise = next(iter(data))
-    assert (images.dtype, labels.dtype, noise.dtype) == (np.uint8, np.int32, np.float32)
-    assert images.shape == (4, 8, 8, 3) and noise.shape == (4, 3)
-    assert (labels == images[:, 0, 0, 0] % 10).all()
-    assert sorted(indices(data)) == list(range(40))
-    epochs = [tuple(indices(batches(pictures(40), epoch=e))) for e in (0, 1)]
-    assert epochs[0] != epochs[1]
+def test_a_batch_has_its_shapes_and_another_order_in_another_epoch_and_of_another_seed():
+    images, labels, noise, mix = next(iter(batches(pictures(40))))
+    assert (images.dtype, labels.dtype, noise.dtype, mix.dtype) == (np.uint8, np.int32, np.float32, np.float32)
+    assert (images.shape, labels.shape, noise.shape, mix.shape) == ((4, 8, 8, 3), (4,), (4, 3), (6,))
+    runs = [batches(pictures(40)), batches(pictures(40), epoch=1), batches(pictures(40), seed=6)]
+    orders = {tuple(column(run, "label")) for run in runs}
+    assert len(orders) == 3 and all(sorted(order) == list(range(40)) for order in orders)
+    assert equal(runs[0], batches(pictures(40)))
 
 
-def test_a_data_set_read_for_several_epochs_is_the_same_as_one_made_for_each():
-    iterator = batches(pictures(40)).dataset.create_tuple_iterator(num_epochs=3, output_numpy=True)
-    for epoch in range(3):
-        together = [part for batch in iterator for part in batch]
-        alone = [part for batch in batches(pictures(40), epoch=epoch) for part in batch]
-        assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
+def test_every_picture_comes_to_every_place():
+    """The first place of 2000 epochs: ten pictures, 200 times each on average."""
+    first = Counter(int(Order(10, 4, Shard(), 0, 1, 2).training(epoch)[0][0]) for epoch in range(2000))
+    assert len(first) == 10 and 130 < min(first.values()) and max(first.values()) < 270
 
 
-def test_noise_is_uniform_depends_on_picture_and_epoch_and_repeats():
-    source = pictures(200)
-    first, again = (np.concatenate([b[2] for b in batches(source, noise_width=50)]) for _ in range(2))
-    other = np.concatenate([b[2] for b in batches(source, noise_width=50, epoch=1)])
-    assert np.array_equal(first, again) and not np.isin(first[:, 0], other[:, 0]).any()
+def test_too_few_pictures_for_an_update_is_one_line():
+    with pytest.raises(RunError, match=r"data.batch_size: one update takes 4 x 8 pictures and the training set has 10"):
+        batches(pictures(10), shard=Shard(0, 8))
+    with pytest.raises(RunError, match=r"takes 4 x 1 x 3 pictures and the training set has 11"):
+        training_steps(11, 4, Shard(), 3)
+    assert training_steps(12, 4, Shard(), 3) == 3 and training_steps(23, 4, Shard(), 3) == 3
+
+
+def test_a_subset_is_these_pictures_in_this_order():
+    subset = Subset(plain_files(9, broken=[7]), [8, 2, 7])
+    assert len(subset) == 3 and subset.labels.tolist() == [8, 2, 7] and subset.name(2) == "folder/7.png"
+    found = batches(subset, training=False, batch_size=3, broken=Broken(3, 1.0))
+    assert column(found, "label").tolist() == [8, 2, PADDING]
+    assert column(found, "image")[:, 4, 4, 0].tolist() == [40, 10, 0]
+
+
+# Repeated augmentation
+
+
+@pytest.mark.parametrize("cards, repeats", [(1, 2), (2, 3), (4, 4), (8, 3)])
+def test_a_chosen_picture_occurs_as_often_as_asked_and_on_different_cards(cards, repeats):
+    source = pictures(98)
+    shards = [batches(source, shard=Shard(rank, cards), repeats=repeats, epoch=1) for rank in range(cards)]
+    assert shards[0].steps == batches(source, shard=Shard(0, cards)).steps
+    cards_of: dict[int, list[int]] = {}
+    for rank, shard in enumerate(shards):
+        for label in column(shard, "label").tolist():
+            cards_of.setdefault(label, []).append(rank)
+    total = shards[0].steps * 4 * cards
+    cut = [label for label, ranks in cards_of.items() if len(ranks) != repeats]
+    assert len(cards_of) == -(-total // repeats) and sum(map(len, cards_of.values())) == total
+    assert len(cut) == bool(total % repeats) and all(len(cards_of[label]) == total % repeats for label in cut)
+    assert all(len(set(ranks)) == min(repeats, cards) for label, ranks in cards_of.items() if label not in cut)
+
+
+def test_copies_are_augmented_each_in_its_own_way():
+    source, copies = photographs(16), {}
+    for rank in range(2):
+        data = list(batches(source, shard=Shard(rank, 2), repeats=3, image_size=16, augment=ALL))
+        for image, label, noise in zip(*(column(data, name) for name in ("image", "label", "noise"))):
+            copies.setdefault(int(label), []).append((image.tobytes(), noise.tobytes()))
+    assert max(map(len, copies.values())) == 3
+    for found in copies.values():
+        assert all(len(set(part)) == len(found) for part in zip(*found))
+
+
+# What does not change anything
+
+
+def test_the_number_of_threads_changes_nothing():
+    source = photographs()
+    runs = [list(batches(source, image_size=16, augment=ALL, mix=MIXED, repeats=2, workers=n, epoch=2)) for n in (1, 2, 4)]
+    assert len(runs[0]) == 6 and equal(runs[0], runs[1]) and equal(runs[0], runs[2])
+    unchanged = batches(source, image_size=16, mix=MIXED, repeats=2, epoch=2)
+    assert not equal(runs[0], unchanged)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_epoch_entered_at_a_step_is_the_tail_of_the_whole_epoch(workers):
+    settings = {"image_size": 16, "augment": ALL, "mix": MIXED, "repeats": 2, "workers": workers}
+    whole = list(batches(photographs(), **settings).of_epoch(2))
+    for step in (0, 1, 4, 5, 6):
+        entered = batches(photographs(), epoch=2, first_step=step, **settings)
+        assert equal(entered, whole[step:])
+        if step < 6:
+            assert entered.dataset().get_dataset_size() == 6 - step
+            assert equal(read(entered.dataset())[0], whole[step:])
+
+
+def test_a_picture_is_the_same_whichever_card_and_step_makes_it():
+    """Pixels and noise are those of epoch and picture: neither the number of cards nor the batch size changes them."""
+    found = []
+    for cards, size in ((1, 4), (2, 4), (2, 3), (8, 3)):
+        made = {}
+        for rank in range(cards):
+            data = list(batches(photographs(24), shard=Shard(rank, cards), batch_size=size, image_size=16, augment=ALL))
+            for image, label, noise in zip(*(column(data, name) for name in ("image", "label", "noise"))):
+                made[int(label)] = (image.tobytes(), noise.tobytes())
+        assert len(made) == 24
+        found.append(made)
+    assert all(made == found[0] for made in found)
+
+
+# Data sets
+
+
+def test_the_passes_of_a_data_set_are_the_epochs_in_turn():
+    data = batches(pictures(40), augment=Augment("pad", hflip=0.5), mix=MIXED)
+    for epoch, made in enumerate(read(data.dataset(), passes=3)):
+        assert equal(made, data.of_epoch(epoch))
+    for epoch, made in enumerate(read(batches(pictures(40), epoch=7).dataset(), passes=2)):
+        assert equal(made, batches(pictures(40)).of_epoch(7 + epoch))
+
+
+def test_asking_a_data_set_for_its_shapes_takes_no_epoch_away():
+    dataset = batches(pictures(40)).dataset()
+    assert dataset.get_dataset_size() == 10 and dataset.get_col_names() == list(COLUMNS)
+    assert dataset.output_shapes() == [[4, 8, 8, 3], [4], [4, 3], [6]]
+    for epoch, made in enumerate(read(dataset, passes=2)):
+        assert equal(made, batches(pictures(40)).of_epoch(epoch))
+
+
+# Noise and mixing
+
+
+def test_noise_is_uniform_and_each_picture_and_epoch_has_its_own():
+    data = batches(pictures(200), noise_width=50)
+    first, again, other = (column(data.of_epoch(epoch), "noise") for epoch in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.isin(first, other).all(1).any()
     assert 0 <= first.min() and first.max() < 1
     assert abs(first.mean() - 0.5) < 5 * np.sqrt(1 / 12 / first.size)
+    counts = np.histogram(first, 10, (0, 1))[0]
+    assert ((counts - 1000) ** 2 / 1000).sum() < 33.7  # chi-squared, 9 degrees of freedom: one in 10,000
     assert len(np.unique(first[:, 0])) == 200
+    assert np.abs(np.corrcoef(first[:100].ravel(), other[:100].ravel())[0, 1]) < 0.07  # 5 / sqrt(5000)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_augmentation_repeats_and_differs_between_cards(workers):
-    rng = np.random.default_rng(0)
-    source = Arrays(rng.integers(0, 256, (64, 8, 8, 3), np.uint8), np.zeros(64, np.int32), ("a",))
-    runs = [list(batches(source, augment="crop_flip", workers=workers, epoch=2)) for _ in range(2)]
-    assert all(np.array_equal(a[0], b[0]) for a, b in zip(*runs, strict=True))
-    plain = list(batches(source, epoch=2))
-    assert not all(np.array_equal(a[0], b[0]) for a, b in zip(runs[0], plain))
-    # Another card draws otherwise, even for the same pictures.
-    white = Arrays(np.tile(source.images[:1], (64, 1, 1, 1)), source.labels, ("a",))
-    cards = [next(iter(batches(white, augment="crop_flip", workers=workers, shard=Shard(rank, 2))))[0] for rank in (0, 1)]
-    assert not np.array_equal(*cards)
+def test_mix_numbers_are_those_of_a_step_an_epoch_and_a_card():
+    def numbers(**changes):
+        return [batch[3].tobytes() for batch in batches(pictures(98), mix=Mix(mixup=0.8), **changes)]
+
+    runs = [numbers(), numbers(epoch=1), numbers(seed=6), numbers(shard=Shard(0, 2)), numbers(shard=Shard(1, 2))]
+    assert [len(run) for run in runs] == [24, 24, 24, 12, 12]
+    # Whether the number of cards changes those of the first card is left open.
+    different = runs[0] + runs[1] + runs[2] + runs[4]
+    assert len(set(different)) == len(different)
+    assert len(set(runs[3] + runs[4])) == 24
+    assert runs == [numbers(), numbers(epoch=1), numbers(seed=6), numbers(shard=Shard(0, 2)), numbers(shard=Shard(1, 2))]
+    assert all(batch[3].tolist() == list(UNMIXED) for batch in batches(pictures(40)))
 
 
-def test_validation_pads_the_last_batch_with_negative_labels():
-    labels = np.concatenate([b[1] for b in batches(pictures(10), training=False)])
-    assert (labels[:10] >= 0).all() and (labels[10:] == PADDING).all() and len(labels) == 12
+# Validation
 
 
-def test_too_few_pictures_for_a_step_is_one_line():
-    with pytest.raises(RunError, match="one step takes 4 x 8 pictures and the training set has 10"):
-        batches(pictures(10), shard=Shard(0, 8))
+@pytest.mark.parametrize("count, cards", [(10, 1), (10, 2), (3, 2), (16, 2), (1, 8)])
+def test_validation_shows_everything_once_and_pads_to_whole_batches(count, cards):
+    shards = [batches(pictures(count), training=False, mix=MIXED, shard=Shard(rank, cards)) for rank in range(cards)]
+    data = [list(shard) for shard in shards]
+    assert {len(part) for part in data} == {-(-count // (4 * cards))} == {shards[0].steps}
+    labels = np.concatenate([column(part, "label") for part in data])
+    images = np.concatenate([column(part, "image") for part in data])
+    assert sorted(labels[labels != PADDING]) == list(range(count))
+    assert (images[labels != PADDING][:, 0, 0, 0] == labels[labels != PADDING]).all() and not images[labels == PADDING].any()
+    assert all(batch[3].tolist() == list(UNMIXED) for part in data for batch in part)
+    if cards == 1:
+        assert labels.tolist() == [*range(count), *[PADDING] * (-count % 4)]
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Two classes of 12 x 16 PNG pictures, eight each, of one colour a picture."""
-    for split in ("train", "val"):
-        for label, name in enumerate(("cat", "dog")):
-            (tmp_path / split / name).mkdir(parents=True)
-            for i in range(8):
-                picture = Image.new("RGB", (16, 12), (label * 200, i * 10, 50))
-                picture.save(tmp_path / split / name / f"{i}.png")
-    return tmp_path
+def test_validation_is_the_same_every_time_and_on_any_number_of_cards():
+    source = pictures(10)
+    alone = batches(source, training=False)
+    assert equal(alone, alone) and equal(alone, batches(source, training=False, workers=3, epoch=4))
+    noise = dict(zip(column(alone, "label").tolist(), map(bytes, column(alone, "noise"))))
+    for rank in range(2):
+        shard = list(batches(source, training=False, shard=Shard(rank, 2)))
+        assert all(noise[label] == bytes(row) for label, row in zip(column(shard, "label"), column(shard, "noise")) if label >= 0)
+    assert len(set(noise.values())) == 11  # of ten pictures, and the zeros of those that pad
 
 
-def test_image_folder_lists_classes_and_decodes_as_pillow_does(folder):
-    train, val = open_split(folder, "train"), open_split(folder, "val")
-    assert train.classes == ("cat", "dog") and len(train) == len(val) == 16
-    for images, labels, _ in batches(val, training=False, eval_crop=1.0):
-        for image, label in zip(images, labels):
-            assert image[4, 4, 0] == label * 200 and image[4, 4, 2] == 50
-    shapes = {images.shape for images, _, _ in batches(train, augment="resized_crop_flip")}
-    assert shapes == {(4, 8, 8, 3)}
+def test_files_are_cropped_for_validation_and_arrays_are_not():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    of_file = column(batches(Files([encoded(pixels)]), training=False, eval_crop=0.5), "image")[0]
+    assert np.array_equal(of_file, picture.resize((16, 16), Image.Resampling.BICUBIC).crop((4, 4, 12, 12)))
+    of_array = column(batches(Arrays(pixels[None], np.zeros(1, np.int32), ("a",)), training=False, eval_crop=0.5), "image")[0]
+    assert np.array_equal(of_array, picture.resize((8, 8), Image.Resampling.BICUBIC))
 
 
-def test_a_text_file_named_jpg_is_named(folder):
-    (folder / "train" / "dog" / "9.jpg").write_text("not a picture")
-    with pytest.raises(RunError, match=r"dog.9\.jpg: not a picture that can be decoded"):
-        list(batches(open_split(folder, "train"), batch_size=17))
+# Broken pictures
+
+BROKEN = [3, 4, 11]
 
 
-def test_a_truncated_picture_is_named(folder):
-    noisy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    noisy.save(folder / "train" / "cat" / "z.png")
-    path = folder / "train" / "cat" / "z.png"
-    path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(RunError, match=r"cat.z\.png: not a picture"):
-        list(batches(open_split(folder, "train"), batch_size=17))
+def listed(path):
+    return dict(line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
 
 
-def test_a_file_that_vanishes_is_named(folder):
-    train = open_split(folder, "train")
-    (folder / "train" / "cat" / "3.png").unlink()
-    with pytest.raises(RunError, match=r"3\.png: cannot be read"):
-        list(batches(train, batch_size=16))
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_broken_training_picture_is_replaced_by_the_next_good_one(tmp_path, workers):
+    path = tmp_path / "broken.txt"
+    data = batches(plain_files(12, BROKEN), workers=workers, broken=Broken(12, 0.25, path))
+    for epoch in range(3):
+        made = list(data.of_epoch(epoch))
+        labels = column(made, "label")
+        assert Counter(labels.tolist()) == Counter([0, 0, 1, 2, 5, 5, 5, 6, 7, 8, 9, 10])
+        assert (column(made, "image") == (labels * 5)[:, None, None, None]).all()
+        # Where it stands in the epoch is where the broken one stood.
+        expected = [{3: 5, 4: 5, 11: 0}.get(i, i) for i in data.order.training(epoch)[0].tolist()]
+        assert labels.tolist() == expected
+    lines = path.read_text().splitlines()
+    assert sorted(lines) == sorted(f"folder/{i}.png\tcannot identify image file" for i in BROKEN)
 
 
-def test_missing_folder_empty_class_and_different_classes_are_one_line(folder, tmp_path):
-    with pytest.raises(UsageError, match="is not a folder"):
-        open_split(tmp_path / "nowhere", "val")
-    (folder / "val" / "bird").mkdir()
-    with pytest.raises(RunError, match="bird: no pictures in this class"):
-        open_split(folder, "val")
-    Image.new("RGB", (4, 4)).save(folder / "val" / "bird" / "a.png")
-    with pytest.raises(RunError, match="class 'bird' is in val/ but not in train/"):
-        refuse_other_classes(open_split(folder, "train"), open_split(folder, "val"))
+def test_a_broken_validation_picture_does_not_count(tmp_path):
+    path = tmp_path / "broken.txt"
+    data = batches(plain_files(14, BROKEN), training=False, workers=2, broken=Broken(14, 0.25, path))
+    for _ in range(2):
+        assert column(data, "label").tolist() == [0, 1, 2, -1, -1, 5, 6, 7, 8, 9, 10, -1, 12, 13, -1, -1]
+        assert not column(data, "image")[BROKEN].any()
+    assert len(path.read_text().splitlines()) == 3 and set(listed(path)) == {f"folder/{i}.png" for i in BROKEN}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_more_broken_pictures_than_the_share_allows_end_the_run(tmp_path, training):
+    path = tmp_path / "broken.txt"
+    data = batches(plain_files(12, [*BROKEN, 7]), training=training, broken=Broken(12, 0.25, path))
+    with pytest.raises(RunError) as error:
+        list(data)
+    assert str(error.value).startswith("folder/") and "data.broken_share 0.25 allows 3" in str(error.value)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert len(listed(path)) == 4
+
+
+@pytest.mark.parametrize("share", [0.0, 0.08])
+def test_a_share_of_less_than_one_picture_stops_at_the_first(share):
+    with pytest.raises(RunError, match=r"^folder/3.png: not a picture that can be decoded \(cannot identify image file\)"):
+        list(batches(plain_files(12, [3]), broken=Broken(12, share)))
+    with pytest.raises(RunError, match=r"folder/3.png: .*data.broken_share"):
+        list(batches(plain_files(12, [3])))  # nothing is allowed unless it is said
+
+
+def test_what_is_listed_already_counts(tmp_path):
+    """As after a resume: the file has three of the four that are allowed."""
+    path = tmp_path / "broken.txt"
+    path.write_text("".join(f"folder/{i}.png\tsome reason\n" for i in BROKEN))
+    four = plain_files(16, [*BROKEN, 7])
+    list(batches(four, broken=Broken(16, 0.25, path)))
+    assert listed(path) == {f"folder/{i}.png": "some reason" for i in BROKEN} | {"folder/7.png": "cannot identify image file"}
+    with pytest.raises(RunError, match=r"^folder/9.png: .* allows 4"):
+        list(batches(plain_files(16, [*BROKEN, 7, 9]), broken=Broken(16, 0.25, path)))
+
+
+def test_cards_that_share_a_list_name_a_picture_once(tmp_path):
+    cards = [Broken(100, 0.5, tmp_path / "broken.txt") for _ in range(2)]
+    for name in ("a", "b", "a"):
+        for card in cards:
+            card.add(name, "a reason")
+    assert (tmp_path / "broken.txt").read_text() == "a\ta reason\nb\ta reason\n"
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9.jpg"), "two\nlines\tand a tab.jpg", "\u2028.jpg"])
+def test_a_name_of_strange_characters_is_listed_on_one_line(tmp_path, name):
+    path = tmp_path / "broken.txt"
+    for _ in range(2):
+        broken = Broken(100, 0.5, path)
+        broken.add(name, "a reason")
+        broken.add("plain.jpg", "a reason")
+        assert len(broken.names) == 2
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 2
+    with pytest.raises(RunError) as error:
+        Broken(100, 0.0).add(name, "a reason")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_many_threads_list_a_picture_once(tmp_path):
+    broken = Broken(1000, 1.0, tmp_path / "broken.txt")
+    threads = [threading.Thread(target=lambda: [broken.add(f"{i}", "reason") for i in range(200)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "broken.txt").read_text().splitlines() == [f"{i}\treason" for i in range(200)]
+
+
+def test_a_list_that_cannot_be_written_stops_nothing(tmp_path):
+    broken = Broken(12, 0.25, tmp_path / "nowhere" / "broken.txt")
+    assert len(list(batches(plain_files(12, BROKEN), broken=broken))) == 3
+    assert broken.names == {f"folder/{i}.png" for i in BROKEN}
+
+
+def test_a_file_that_vanishes_is_a_broken_picture(tmp_path):
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (12, 9), (label * 200, i * 20, 50)).save(tmp_path / "train" / name / f"{i}.png")
+    source, path = open_split(tmp_path, "train"), tmp_path / "broken.txt"
+    (tmp_path / "train" / "cat" / "5.png").unlink()
+    (tmp_path / "train" / "dog" / "2.png").unlink()
+    (tmp_path / "train" / "dog" / "2.png").mkdir()
+    made = list(batches(source, broken=Broken(12, 0.2, path)))
+    # The next one may be of another class: the label goes with it.
+    assert Counter(column(made, "label").tolist()) == {0: 5, 1: 7}
+    assert (column(made, "image")[:, 4, 4, 0] == column(made, "label") * 200).all()
+    missing, folder = (str(tmp_path / "train" / name) for name in ("cat/5.png", "dog/2.png"))
+    assert listed(path) == {missing: "No such file or directory", folder: "Is a directory"}
+
+
+def test_all_pictures_broken(tmp_path):
+    source = plain_files(8, range(8))
+    with pytest.raises(RunError, match="^no picture of the training set can be decoded$"):
+        list(batches(source, broken=Broken(8, 1.0)))
+    assert (column(batches(source, training=False, broken=Broken(8, 1.0)), "label") == PADDING).all()
+    with pytest.raises(RunError, match="allows 4"):
+        list(batches(source, broken=Broken(8, 0.5)))
+
+
+def test_a_lack_of_memory_is_no_broken_picture(tmp_path):
+    source = plain_files(12)
+    source.contents[5] = MemoryError("no memory left")
+    data = batches(source, broken=Broken(12, 1.0, tmp_path / "broken.txt"))
+    with pytest.raises(MemoryError):
+        list(data)
+    assert not data.broken.names and not (tmp_path / "broken.txt").exists()
+
+
+def test_why_a_step_failed_is_known_although_the_engine_hands_on_a_text():
+    data = batches(plain_files(12, [3]))
+    with pytest.raises(RuntimeError) as error:
+        read(data.dataset())
+    reason = data.explain(error.value)
+    assert isinstance(reason, RunError) and str(reason).startswith("folder/3.png: not a picture that can be decoded")
+    other = batches(pictures(12)).explain(RuntimeError("----------\n- What happened\n----------\nmatmul  broke\n" + "x" * 500))
+    assert isinstance(other, RunError) and "\n" not in str(other) and len(str(other)) < 500
+    assert str(other).startswith("a training step failed: What happened matmul broke xxx")
+
+
+# Threads
+
+
+def alive():
+    """The threads of pools; the dataset engine has some of its own."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")}
+
+
+def test_a_broken_off_epoch_leaves_no_threads():
+    before, source = alive(), photographs(100)
+    iterator = iter(batches(source, workers=4, augment=ALL))
+    next(iterator)
+    assert alive() - before
+    iterator.close()
+    assert alive() <= before
+    with pytest.raises(RunError):
+        list(batches(plain_files(100, [3]), workers=4))
+    assert alive() <= before
+    for _ in batches(source, workers=4):
+        break
+    deadline = time.monotonic() + 5
+    while alive() - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert alive() <= before
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_read_only_a_little_ahead(workers):
+    """A batch for each thread, one that is taken: memory does not grow with the epoch."""
+    source = plain_files(51)
+    iterator = iter(batches(source, batch_size=1, workers=workers))
+    for taken in range(1, 20):
+        next(iterator)
+        time.sleep(0.005)
+        assert taken <= source.reads <= taken + workers
+    iterator.close()
+    assert source.reads <= 19 + workers
+
+
+def test_settings_can_be_replaced():
+    """As the commands do for another split or another number of threads: steps and order follow."""
+    data = batches(pictures(40))
+    smaller = dataclasses.replace(data, batch_size=2, source=pictures(30))
+    assert (data.steps, smaller.steps) == (10, 15) and len(list(smaller)) == 15
