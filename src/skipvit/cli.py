@@ -12,6 +12,7 @@ COMMANDS = {
     "train": ("skipvit.tools.train", "train a network as a config says"),
     "eval": ("skipvit.tools.evaluate", "top-1 and top-5 of a trained network, dense and routed"),
     "mindrecord": ("skipvit.tools.mindrecord", "image folders to MindRecord files"),
+    "pipeline": ("skipvit.tools.pipeline", "time the data pipeline alone: pictures a second and cores a card needs"),
     "benchmark": ("skipvit.tools.benchmark", "time the dense and the routed training step side by side"),
     "convert": ("skipvit.tools.convert", "timm weights (.safetensors) to a checkpoint, and back"),
 }
@@ -32,6 +33,9 @@ def run(command: str, words: list[str]) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 3
+    except MemoryError:
+        print("error: not enough memory; use a smaller model, batch or data set", file=sys.stderr)
+        return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)

@@ -75,9 +75,9 @@ class DataConfig(Group):
     """folder of the data set (all kinds but shapes)"""
     batch_size: int = Field(128, gt=0)
     """pictures a step on each card"""
-    train_size: int = Field(6000, gt=0)
+    train_size: int = Field(6000, gt=0, le=1_000_000)
     """pictures generated for training (shapes)"""
-    val_size: int = Field(1000, gt=0)
+    val_size: int = Field(1000, gt=0, le=1_000_000)
     """pictures generated for validation (shapes)"""
     eval_crop: float = Field(0.875, gt=0, le=1)
     """share of the resized picture's side that validation keeps"""
@@ -136,7 +136,7 @@ class AugmentConfig(Group):
 class OptimConfig(Group):
     """AdamW, linear warm-up and cosine learning rate."""
 
-    epochs: int = Field(300, gt=0)
+    epochs: int = Field(300, gt=0, le=100_000)
     """passes over the training pictures"""
     lr: float = Field(5e-4, gt=0)
     """peak learning rate"""

@@ -1,9 +1,13 @@
 """AdamW and its schedule against NumPy."""
 
+import math
+
 import mindspore as ms
 import numpy as np
+import pytest
 from mindspore import Parameter, Tensor
 
+from skipvit.config import Config
 from skipvit.training.optim import AdamW, decays, learning_rates
 
 
@@ -36,7 +40,8 @@ def test_adamw_matches_numpy_over_20_steps_and_decays_matrices_only():
     for t in range(1, 21):
         gradients = {name: rng.normal(size=value.shape) * 10.0 ** rng.integers(-4, 1) for name, value in start.items()}
         scale = rng.uniform(0.1, 1)
-        used = optimizer(tuple(Tensor(g, ms.float32) for g in gradients.values()), Tensor(scale, ms.float32))
+        tensors = ms.mutable(tuple(Tensor(g, ms.float32) for g in gradients.values()))  # else a constant: compiled each time
+        used = optimizer(tensors, Tensor(scale, ms.float32))
         rate = rates[min(t - 1, 14)]
         assert np.isclose(float(used.asnumpy()), rate)
         for name, g in gradients.items():
@@ -56,3 +61,22 @@ def test_decay_spares_biases_norms_cls_and_position():
     shapes = {"blocks.0.norm1.weight": (8,), "head.bias": (8,), "cls_token": (1, 1, 8), "pos_embed": (1, 5, 8)}
     assert not any(decays(Parameter(Tensor(np.zeros(shape, np.float32)), name=name)) for name, shape in shapes.items())
     assert decays(Parameter(Tensor(np.zeros((8, 8), np.float32)), name="blocks.0.attn.q.weight"))
+
+
+@pytest.mark.parametrize("cards, batch, accumulate, reference", [(1, 128, 1, None), (8, 128, 2, 512), (1, 64, 1, 1024)])
+def test_every_rate_of_a_run_follows_the_linear_scaling_rule(cards, batch, accumulate, reference):
+    """arXiv 1706.02677: the peak grows with the pictures of an update; without a reference it is taken as it stands."""
+    config = Config(
+        data={"batch_size": batch}, optim={"lr": 1e-3, "min_lr": 1e-5, "accumulate": accumulate, "reference_batch": reference}
+    )
+    peak = 1e-3 * cards * batch * accumulate / reference if reference else 1e-3
+    assert np.isclose(config.peak_lr(cards), peak)
+    steps, warmup = 50, 7
+    rates = learning_rates(steps, warmup, config.peak_lr(cards), config.optim.min_lr)
+    parameter = Parameter(Tensor(np.zeros(1), ms.float32), name="bias")
+    optimizer = AdamW([parameter], rates, config.optim.beta1, config.optim.beta2, config.optim.epsilon, config.optim.weight_decay)
+    for t in range(steps):
+        used = optimizer(ms.mutable((Tensor(np.ones(1), ms.float32),)), Tensor(1.0, ms.float32))
+        cosine = (1 + math.cos(math.pi * (t - warmup) / (steps - 1 - warmup))) / 2
+        expected = peak * (t + 1) / warmup if t < warmup else 1e-5 + (peak - 1e-5) * cosine
+        assert np.isclose(float(used.asnumpy()), expected), t

@@ -18,8 +18,8 @@ from skipvit.training.optim import AdamW, learning_rates
 from skipvit.training.state import REPORT, TrainingState
 from skipvit.training.step import EvalStep, Mixer, TrainingLoss, TrainStep
 
-SIZE, CLASSES, SMOOTHING, CLIP, DROP_PATH = Size(24, 3, 2), 10, 0.1, 0.5, 0.2
-ROUTES = [Route(1, 2, 0.5), Route(2, 3, 0.5, "random", restore=False, fuse=True)]
+SIZE, CLASSES, SMOOTHING, CLIP, DROP_PATH = Size(24, 2, 2), 10, 0.1, 0.5, 0.2
+ROUTES = [Route(0, 1, 0.5, "random"), Route(1, 2, 0.5, restore=False, fuse=True)]
 RATES = learning_rates(10, 2, 1e-2, 1e-3)
 UNMIXED = np.array([1, 0, 0, 0, 0, 1], np.float32)
 MIXUP = np.array([0.3, 0, 0, 0, 0, 0.3], np.float32)
@@ -126,7 +126,7 @@ def expected_loss(network_values, batch, routed, mixes):
     images, labels, noise, mix = batch
     images = mixed_pictures(images, mix) if mixes else images
     routes = ROUTES if routed else []
-    trace = forward(network_values, images, noise, depth=3, heads=2, patch=4, routes=routes, drop_path=DROP_PATH, training=True)
+    trace = forward(network_values, images, noise, depth=2, heads=2, patch=4, routes=routes, drop_path=DROP_PATH, training=True)
     assert all(margin.min() > 1e-6 for margin in trace.margins)
     target = mixed_targets(labels, mix if mixes else UNMIXED) * (1 - SMOOTHING) + SMOOTHING / CLASSES
     return -(target * log_softmax(trace.logits)).sum(1).mean()
@@ -340,7 +340,7 @@ def test_evaluation_sees_the_averaged_weights_and_training_goes_on(full):
     sums = []
     for prefix in ("", "ema."):
         weights = {name: full.values()[prefix + name] for name in full.weights()}
-        logits = forward(weights, images, noise, depth=3, heads=2, patch=4, routes=ROUTES).logits
+        logits = forward(weights, images, noise, depth=2, heads=2, patch=4, routes=ROUTES).logits
         sums.append(-log_softmax(logits)[np.arange(16), labels].sum())
     tensors = Tensor(images), Tensor(labels), Tensor(noise)
     seen = [evaluate(*tensors).asnumpy()[0]]
@@ -367,13 +367,17 @@ class Mixed(nn.Cell):
         return self.mixer.pictures(images, mix), self.mixer.targets(targets, mix)
 
 
+@pytest.fixture(scope="module")
+def mixer():
+    return Mixed()
+
+
 @pytest.mark.parametrize("pictures", [5, 6])
-def test_mixer_matches_numpy(pictures):
+def test_mixer_matches_numpy(mixer, pictures):
     """An odd batch has a picture in the middle that is its own partner."""
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (pictures, 16, 16, 3)).astype(np.uint8)
     labels = rng.integers(0, CLASSES, pictures)
-    mixer = Mixed()
     for name, mix in MIXES.items():
         mixed, targets = mixer(Tensor(images), Tensor(np.eye(CLASSES, dtype=np.float32)[labels]), Tensor(mix))
         assert mixed.dtype == targets.dtype == ms.float32
@@ -381,13 +385,14 @@ def test_mixer_matches_numpy(pictures):
         assert np.allclose(targets.asnumpy(), mixed_targets(labels, mix), atol=1e-6), name
 
 
-def test_unmixed_pictures_are_those_that_the_network_normalises():
+def test_unmixed_pictures_are_those_that_the_network_normalises(mixer):
     """A patch projection that is the identity shows the pixels that a network sees."""
     embed = PatchEmbed(16, 4, 48, ms.float32)
     embed.proj.weight.set_data(Tensor(np.eye(48, dtype=np.float32)))
-    images = Tensor(np.random.default_rng(4).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8))
-    mixed, _ = Mixed()(images, Tensor(np.eye(4, dtype=np.float32)), Tensor(UNMIXED))
-    assert np.abs(embed(images).asnumpy() - embed(mixed).asnumpy()).max() < 1e-6
+    images = Tensor(np.random.default_rng(4).integers(0, 256, (6, 16, 16, 3)).astype(np.uint8))
+    mixed, _ = mixer(images, Tensor(np.zeros((6, CLASSES), np.float32)), Tensor(UNMIXED))
+    patches = mixed.asnumpy().reshape(6, 4, 4, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(6, 16, 48)
+    assert np.abs(embed(images).asnumpy() - patches).max() < 1e-6
 
 
 # Evaluation
@@ -409,7 +414,7 @@ def test_eval_step_counts_as_numpy_does_and_ignores_padding(evaluated, routed):
     network, steps = evaluated
     images, _, noise = eval_batch(network)
     values = {name: p.asnumpy() for name, p in network.parameters_dict().items()}
-    logits = forward(values, images, noise, depth=3, heads=2, patch=4, routes=ROUTES if routed else []).logits
+    logits = forward(values, images, noise, depth=2, heads=2, patch=4, routes=ROUTES if routed else []).logits
     order = np.argsort(-logits, axis=1)
     # True classes at known ranks: first, third, seventh; the last picture is padding.
     labels = np.array([order[0, 0], order[1, 2], order[2, 6], -1], np.int32)
@@ -454,21 +459,18 @@ def kind(node):
     return node.op_type.split("::")[-1].split(":")[0]
 
 
-EVERYTHING = {"ema_decay": 0.9, "loss_scale": 1024.0, "accumulate": 4}
-
-
-@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
 @pytest.mark.parametrize("formulation", ["gather", "matmul"])
-def test_training_graph_is_static_and_reads_only_what_it_needs(formulation, options, tmp_path):
-    """Forward, backward and optimizer as exported: every shape is known, nothing has a data-dependent one."""
-    run = Run(Mixer(16) if options else None, formulation=formulation, **options)
-    graphs, shapes = exported(run.steps[True], make_batch(run.network, 4), tmp_path)
+def test_training_graph_is_static_and_reads_only_what_it_needs(formulation, tmp_path):
+    """Mixing, forward, backward, accumulation, update, average: every shape is known, nothing has a data-dependent one."""
+    run = Run(Mixer(16), ema_decay=0.9, loss_scale=1024, accumulate=4, formulation=formulation)
+    graphs, shapes = exported(run.steps[True], make_batch(run.network, 4, raw=True), tmp_path)
     kinds = [{kind(node) for node in graph} for graph in graphs]
     assert {"Softmax", "BatchMatMul"} <= kinds[0]  # forward and backward
     assert "Adam" not in kinds[0] and any("Adam" in below for below in kinds[1:])  # only a finite update is made
     kinds = set.union(*kinds)
     dims = [dim for value in shapes.values() for shape in value for dim in shape]
-    assert dims and all(dim > 0 for dim in dims)
+    # -1 is a length that only the data decides, -2 an unknown rank; a branch that returns no tensor says 0.
+    assert dims and all(dim >= 0 for dim in dims)
     assert not kinds & {"NonZero", "MaskedSelect", "Unique", "BooleanMask", "GatherD", "GatherDGradV2"}
     moving = {"TopK", "Gather", "TensorScatterUpdate", "UnsortedSegmentSum", "GatherNd"}
     assert (moving & kinds) if formulation == "gather" else not (moving - {"Gather"} & kinds)

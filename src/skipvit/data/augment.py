@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, ImageEnhance, ImageOps
 # Pillow warns above this many pixels and refuses above twice as many: large photographs and maps pass, bombs do not.
 Image.MAX_IMAGE_PIXELS = 250_000_000
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # damaged metadata; what cannot be decoded is listed
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
 

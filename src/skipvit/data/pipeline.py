@@ -143,12 +143,14 @@ class Broken:
         self.limit, self.share, self.path = math.floor(share * pictures), share, path
         self.lock = threading.Lock()
         self.names: set[str] = set()
-        if path is not None and path.exists():
-            self.names = {line.split("\t")[0] for line in path.read_text(encoding="utf-8").splitlines()}
+        self._read()
 
     def add(self, name: str, reason: str) -> None:
         """Raises RunError if there are too many now."""
+        name = name if name.isprintable() else ascii(name)  # neither a line break nor bytes that are no UTF-8
         with self.lock:
+            if name not in self.names:
+                self._read()  # other cards may have listed it
             if name not in self.names:
                 self.names.add(name)
                 self._list(f"{name}\t{reason}\n")
@@ -157,9 +159,16 @@ class Broken:
             raise RunError(f"{name}: not a picture that can be decoded ({reason}); replace it, remove it or allow data.broken_share")
         if count > self.limit:
             raise RunError(
-                f"{name}: not a picture that can be decoded ({reason}), the {count}th; data.broken_share {self.share} allows "
+                f"{name}: not a picture that can be decoded ({reason}), number {count}; data.broken_share {self.share} allows "
                 f"{self.limit}" + (f"; they are listed in {self.path}" if self.path else "")
             )
+
+    def _read(self) -> None:
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path is not None else []
+        except OSError:
+            return
+        self.names |= {line.split("\t")[0] for line in lines}
 
     def _list(self, line: str) -> None:
         if self.path is not None:
@@ -322,5 +331,8 @@ class _Passes:
         return self.batches.steps - self.batches.first_step
 
     def __iter__(self) -> Iterator[Batch]:
-        self.epoch += 1
-        return self.batches.of_epoch(self.epoch - 1, self.batches.first_step)
+        # The engine also asks for an iterator to see whether there is one, and for a batch to see its shapes: only a pass
+        # that ends is an epoch.
+        epoch = self.epoch
+        yield from self.batches.of_epoch(epoch, self.batches.first_step)
+        self.epoch = epoch + 1

@@ -90,7 +90,7 @@ def make_plan(
     return Plan(
         phases=phases(*config.phase_lengths()),
         train_batches=batches_of(config, train_source, network.noise_width, True, shard, listing=folder.broken),
-        val_batches=batches_of(config, val_source, network.noise_width, False, shard, listing=folder.broken)(),
+        val_batches=batches_of(config, val_source, network.noise_width, False, shard, listing=folder.broken_val)(),
         mixer=build_mixer(config),
         clip_norm=config.optim.clip_norm,
         label_smoothing=config.optim.label_smoothing,
@@ -141,8 +141,9 @@ def finish(config: Config, network: ViT, folder: RunFolder, val_source: Source) 
     (folder.path / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
     (folder.path / "summary.txt").write_text(as_text(result) + "\n")
     print(as_text(result))
-    if folder.broken.exists():
-        print(f"broken pictures were left out: {folder.broken}")
+    for listing in (folder.broken, folder.broken_val):
+        if listing.exists():
+            print(f"broken pictures were left out: {listing}")
     if network.spans:
         draw_kept(config, network, val_source).savefig(folder.path / "bypassed.png", dpi=110)
     print(f"curves, {'picture of bypassed patches, ' if network.spans else ''}checkpoints: {folder.path}")

@@ -66,6 +66,7 @@ class StepWatch(Callback):
         self.trainer, self.phase, self.batches = trainer, phase, batches
         self.epoch, self.step = batches.epoch, batches.first_step
         self.pictures = batches.batch_size * trainer.shard.count
+        self.seen = 0
         self.compile_s = None
         self.bar = None
 
@@ -80,12 +81,12 @@ class StepWatch(Callback):
         self.begun = time.perf_counter()
 
     def on_train_step_end(self, run_context):
-        # With data sink this is the end of many steps.
-        done = self.batches.steps - self.step if self.trainer.plan.sink else 1
+        now = run_context.original_args()
+        done, self.seen = now.cur_step_num - self.seen, now.cur_step_num  # with data sink this is the end of many steps
         self.step += done
         self.bar.update(done)
-        self.report = run_context.original_args().net_outputs
-        if self.compile_s is None and not self.trainer.plan.sink:
+        self.report = now.net_outputs
+        if self.compile_s is None and done == 1:
             self.report.asnumpy()  # wait: the first step compiles
             self.compile_s = time.perf_counter() - self.begun
             self.begun = time.perf_counter()

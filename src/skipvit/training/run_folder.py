@@ -31,7 +31,7 @@ class RunFolder:
         self.path, self.writes = path, writes
         self.checkpoints = path / "checkpoints"
         self.config = path / "config.yaml"
-        self.broken = path / "broken_images.txt"
+        self.broken, self.broken_val = path / "broken_images.txt", path / "broken_images_val.txt"
         self.events = None
 
     def refuse_existing(self) -> None:

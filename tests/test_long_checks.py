@@ -1,0 +1,25 @@
+"""Short forms of the long checks in benchmarks/: kills at random moments, mutated configurations."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def check(*words) -> str:
+    result = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=1500)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_runs_that_are_killed_and_resumed_end_bit_identical():
+    assert "5 of 5 end bit-identical" in check(BENCHMARKS / "kill_and_resume.py", "--kills", 5)
+
+
+@pytest.mark.slow
+def test_mutated_configurations_run_or_are_refused_in_one_line():
+    assert ", 0 did neither" in check(BENCHMARKS / "mutated_configs.py", "--count", 40, "--seed", 1)
