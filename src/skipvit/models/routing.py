@@ -141,8 +141,8 @@ def cls_attention(q: Tensor, k: Tensor) -> Tensor:
     """
     batch, heads, tokens, width = k.shape
     q_cls = ops.Slice()(q, (0, 0, 0, 0), (batch, heads, 1, width))
-    logits = ops.BatchMatMul(transpose_b=True)(q_cls, k)
-    row = ops.Softmax(-1)(ops.Cast()(logits, ms.float32) * (width**-0.5))
+    logits = ops.BatchMatMul(transpose_b=True)(q_cls * (width**-0.5), k)
+    row = ops.Softmax(-1)(ops.Cast()(logits, ms.float32))
     return ops.Reshape()(row, (batch, heads, tokens))
 
 

@@ -51,9 +51,9 @@ def uses_float16(config: Config, device: str) -> bool:
 def build_optimizer(config: Config, network: nn.Cell, steps_per_epoch: int, cards: int = 1) -> AdamW:
     """AdamW with the learning rates of the whole run; steps_per_epoch counts batches."""
     optim = config.optim
-    updates = steps_per_epoch // optim.accumulate
+    updates, peak = steps_per_epoch // optim.accumulate, config.peak_lr(cards)
     rates = learning_rates(
-        optim.epochs * updates, round(optim.warmup_epochs * updates), config.peak_lr(cards), optim.min_lr
+        optim.epochs * updates, round(optim.warmup_epochs * updates), peak, min(optim.min_lr, peak)
     )
     return AdamW(network.trainable_params(), rates, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay)
 
