@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 CONFIG = {
     "name": "run",
     "model": {"size": "tiny", "width": 16, "depth": 2, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10, "drop_path": 0.2},
-    "data": {"kind": "shapes", "batch_size": 16, "train_size": 640, "val_size": 64},
+    "data": {"kind": "shapes", "batch_size": 16, "train_size": 320, "val_size": 64},
     "augment": {"crop": "pad", "hflip": 0.5, "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0},
     "optim": {"epochs": 3, "warmup_epochs": 1, "accumulate": 2},
     "ema": {"decay": 0.9},
@@ -63,7 +63,7 @@ def stop_when(condition, number):
     threading.Thread(target=watch, daemon=True).start()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_has_its_own_exit_code_and_the_rest_is_the_same(undisturbed, tmp_path, capsys, number):
     before = signal.getsignal(number)
     stop_when(lambda: any("epoch_0002" in path.name for path in checkpoints(tmp_path)), number)
@@ -74,13 +74,13 @@ def test_a_signal_saves_and_has_its_own_exit_code_and_the_rest_is_the_same(undis
     assert "SIGTERM: finishing the step" in err or f"{number.name}: finishing the step" in err
     assert "--resume auto goes on from there" in err
     position = checkpoint.read(checkpoints(tmp_path)[-1])
-    assert 0 < position["trainer.position.step"] < 40 or position["trainer.position.epoch"] != 1
+    assert 0 < position["trainer.position.step"] < 20 or position["trainer.position.epoch"] != 1
     assert train(tmp_path) == 0
     assert "going on from" in capsys.readouterr().out
     assert_same_end(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped"])
+@pytest.mark.parametrize("damage", [pytest.param("cut", marks=pytest.mark.slow), "flipped"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(undisturbed, tmp_path, capsys, damage):
     subprocess.run(["cp", "-r", undisturbed / "runs", tmp_path / "runs"], check=True)
     newest = checkpoints(tmp_path)[-1]

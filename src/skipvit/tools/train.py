@@ -78,7 +78,10 @@ def main(words: list[str]) -> None:
         parameters = sum(p.size for p in network.get_parameters())
         print(f"{config.name}: {parameters:,} parameters, {len(train_source)} training pictures, {device} x {shard.count}, "
               f"into {folder.path}", flush=True)  # fmt: skip
-    trainer.run(begin)
+    try:
+        trainer.run(begin)
+    finally:
+        folder.close()
     if shard.rank == 0:
         finish(config, network, folder, val_source)
 

@@ -91,9 +91,14 @@ class RunFolder:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            raise UsageError("log.tensorboard: needs `pip install tensorboardX`, or --log.tensorboard false") from None
+            raise UsageError("log.tensorboard: needs `pip install tensorboardX`; or --log.tensorboard false") from None
         if self.writes:
-            self.events = SummaryWriter(str(self.path / "tensorboard"))
+            self.events = SummaryWriter(str(self.path / "tensorboard"), flush_secs=10)
+
+    def close(self) -> None:
+        """Have the last events on the disk: a thread of the library writes them."""
+        if self.events is not None:
+            self.events.close()
 
     def log(self, record: dict) -> None:
         """Append a line to `metrics.jsonl`; numbers that are not finite become null, as JSON has none."""
@@ -116,7 +121,6 @@ class RunFolder:
             values |= {f"{forward}/{name}": value for name, value in scores.items()}
         for name, value in values.items():
             self.events.add_scalar(f"{unit}/{name}", value, record[unit])
-        self.events.flush()
 
     def warn(self, text: str) -> None:
         """A line on stderr, above the progress bar."""

@@ -1,0 +1,87 @@
+"""What a run writes beside its checkpoints: log lines, records, curves, TensorBoard events."""
+
+import json
+import struct
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skipvit.errors import UsageError
+from skipvit.training.phases import phases
+from skipvit.training.run_folder import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    result = RunFolder(tmp_path / "run")
+    result.create("name: run\n", ["train.py"])
+    return result
+
+
+def epoch(number, **values):
+    scores = {"top1": 10.0 * number, "top5": 50.0, "loss": 2.0 / number}
+    return {"epoch": number, "phase": "routed", "train_loss": 1.0, "val": {"dense": scores, "routed_ema": scores}} | values
+
+
+def test_records_are_the_epochs_and_a_second_evaluation_keeps_what_it_does_not_know(folder):
+    folder.log({"step": 50, "loss": 2.0})
+    folder.log(epoch(1, images_per_s=300.0))
+    folder.log(epoch(2, images_per_s=310.0))
+    folder.log(epoch(2, train_loss=0.5, images_per_s=None))
+    records = folder.records()
+    assert [r["epoch"] for r in records] == [1, 2]
+    assert records[1]["train_loss"] == 0.5 and records[1]["images_per_s"] == 310.0
+
+
+def test_numbers_that_are_not_finite_are_null_and_a_torn_line_harms_only_itself(folder):
+    folder.log(epoch(1, gradient_norm=float("inf"), train_loss=float("nan")))
+    path = folder.path / "metrics.jsonl"
+    assert json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))["gradient_norm"] is None
+    with open(path, "a") as file:
+        file.write('{"epoch": 2, "tra')  # killed here
+    folder.log(epoch(3))
+    assert [r["epoch"] for r in folder.records()] == [1, 3]
+
+
+def test_a_log_that_cannot_be_written_is_a_warning(folder, capsys):
+    (folder.path / "metrics.jsonl").mkdir()
+    folder.log(epoch(1))
+    assert "warning: " in capsys.readouterr().err
+
+
+def test_curves_show_every_panel(folder):
+    for number in (1, 2, 3):
+        folder.log(epoch(number, lr=0.1, images_per_s=100.0, loss_scale=2.0**number, overflows=number))
+    folder.draw_curves(phases(1, 1, 1))
+    picture = np.asarray(Image.open(folder.path / "curves.png").convert("L"))
+    height, width = picture.shape
+    for row in range(2):
+        for column in range(3):
+            panel = picture[row * height // 2 : (row + 1) * height // 2, column * width // 3 : (column + 1) * width // 3]
+            assert (panel < 200).mean() > 0.01
+
+
+def test_tensorboard_that_is_not_installed_is_one_line(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UsageError, match="log.tensorboard: needs `pip install tensorboardX`"):
+        folder.open_events()
+
+
+@pytest.mark.slow
+def test_tensorboard_events_hold_the_logged_numbers(folder):
+    from tensorboardX.proto.event_pb2 import Event
+
+    folder.open_events()
+    folder.log({"step": 50, "loss": 2.5})
+    folder.log(epoch(1))
+    folder.close()
+    (path,) = (folder.path / "tensorboard").iterdir()
+    content, at, found = path.read_bytes(), 0, {}
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)  # then its checksum, the event, the event's checksum
+        event = Event.FromString(content[at + 12 : at + 12 + length])
+        found |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
+        at += 16 + length
+    assert found["step/loss"] == (50, 2.5) and found["epoch/routed_ema/top1"] == (1, 10.0)
