@@ -90,7 +90,9 @@ def test_resume_trains_what_is_left_and_ends_like_the_undisturbed_run(trained, t
     assert after[-1]["val"]["routed"]["top1"] == before[-1]["val"]["routed"]["top1"]
     capsys.readouterr()
     changed = [*words, "--optim.lr", "5e-3"]
-    assert run("train", changed) == 2 and "has another optim" in one_line(capsys)
+    assert run("train", changed) == 2 and "has another optim.lr" in one_line(capsys)
+    assert run("train", [*words, "--data.workers", "2", "--checkpoint.keep", "5"]) == 0
+    assert "keep: 5" in (copied / "config.yaml").read_text()
 
 
 def test_an_existing_run_is_never_written_into(trained, capsys):

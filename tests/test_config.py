@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from skipvit import config as configuration
+from skipvit.analysis.macs import forward_macs
 from skipvit.errors import UsageError
 from skipvit.models.routing import Route
 
@@ -157,3 +158,19 @@ def test_wrong_command_line_is_refused_in_one_line(tmp_path, words, message):
     with pytest.raises(UsageError) as refused:
         read(tmp_path, GOOD, words)
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if "GMACs" in path.read_text()], ids=lambda path: path.stem)
+def test_the_costs_in_a_recipes_header_are_those_of_its_network(path):
+    header, config = path.read_text().split("\nname:")[0], configuration.read(path)
+    model = config.model
+    dense, *routed = (
+        forward_macs(model.shape(), model.patch, model.tokens, model.num_classes, spans) / 1e9
+        for spans in ((), config.spans())[: 1 + bool(config.routes)]
+    )
+    assert f"{dense:.2f} GMACs a picture" in header
+    for after in routed:
+        assert f"{after:.2f} after ({dense / after:.2f} x fewer" in header
+        warmup = config.phases.dense_warmup_epochs / config.optim.epochs
+        if "over the whole run" in header:
+            assert f"{1 / (warmup + (1 - warmup) * after / dense):.2f} x over the whole run" in header

@@ -216,6 +216,13 @@ def _routes_from_text(value: Any) -> Any:
     return yaml.safe_load(value) if isinstance(value, str) else value
 
 
+# What a run may be resumed with: none of it changes the weights it ends with.
+MAY_CHANGE = {
+    "data.path", "data.workers", "data.sink", "data.broken_share", "amp.max_overflows", "eval.every", "checkpoint.every",
+    "checkpoint.minutes", "checkpoint.keep", "log.steps", "log.tensorboard",
+}  # fmt: skip
+
+
 class Config(BaseSettings):
     """A run."""
 
@@ -285,6 +292,14 @@ class Config(BaseSettings):
         if self.checkpoint.best != "auto":
             return self.checkpoint.best
         return self.trained() + ("_ema" if self.ema.decay else "")
+
+    def changed_since(self, before: Config) -> list[str]:
+        """Keys that differ from another configuration of the same run and would change its result."""
+        a, b = before.model_dump(), self.model_dump()
+        pairs = {key: (a[key], b[key]) for key in a if not isinstance(a[key], dict)}
+        for group in (key for key in a if isinstance(a[key], dict)):
+            pairs |= {f"{group}.{key}": (a[group][key], b[group][key]) for key in a[group]}
+        return [key for key, (old, new) in pairs.items() if old != new and key not in MAY_CHANGE]
 
     def peak_lr(self, cards: int) -> float:
         """Learning rate after warm-up, scaled to the pictures of an update."""

@@ -110,10 +110,10 @@ def make_plan(
 
 def resume(folder: RunFolder, config: Config, trainer: Trainer, steps: int) -> Position:
     """Load the newest whole checkpoint of a run that has the same configuration and data; returns where it stands."""
-    before = configuration.read(folder.config)
-    if before != config:
-        changed = next(key for key in Config.model_fields if getattr(before, key) != getattr(config, key))
-        raise UsageError(f"{folder.path}: its config.yaml has another {changed}; resume with the same config, or use --name")
+    changed = config.changed_since(configuration.read(folder.config))
+    if changed:
+        raise UsageError(f"{folder.path}: its config.yaml has another {changed[0]}; resume with the same config, or use --name")
+    folder.write_config(configuration.to_yaml(config))
     position, source = Position(), None
     for path in reversed(checkpoint.saved(folder.checkpoints)):
         try:

@@ -54,11 +54,15 @@ class RunFolder:
             self.path.mkdir(parents=True)
         except OSError as error:
             raise UsageError(f"{self.path}: the run folder cannot be made ({error.strerror}); choose another --runs") from None
-        # Renamed into place: a run that is killed here is one that has not begun.
-        partial = self.path / ".partial.config.yaml"
-        partial.write_text(config_text)
-        partial.replace(self.config)
+        self.write_config(config_text)
         self.note(command)
+
+    def write_config(self, text: str) -> None:
+        """Renamed into place: a run that is killed here is one that has not begun."""
+        if self.writes:
+            partial = self.path / ".partial.config.yaml"
+            partial.write_text(text)
+            partial.replace(self.config)
 
     def begun(self) -> bool:
         """Whether there is a run to go on with."""
