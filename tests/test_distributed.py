@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from skipvit.training.checkpoint import read
+from skipvit.training.checkpoint import read, saved
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
@@ -59,3 +60,35 @@ def test_a_failing_process_is_one_line_and_an_exit_code(tmp_path):
     result = shell(tmp_path, ROOT / "run_distributed.sh", "2", "--config", "two.yaml")
     assert result.returncode != 0
     assert "one update takes 1000 x 2 pictures and the training set has 80" in result.stderr
+
+
+STOPPED = """
+name: run
+model: {size: tiny, width: 16, depth: 2, heads: 2, patch: 8, image_size: 32, num_classes: 10, drop_path: 0.1}
+data: {kind: shapes, batch_size: 8, train_size: 640, val_size: 30}
+optim: {epochs: 4, warmup_epochs: 1, accumulate: 2}
+ema: {decay: 0.9}
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_reaches_all_processes_one_checkpoint_results_and_resuming_ends_the_same(tmp_path):
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.yaml").write_text(STOPPED)
+    command = [ROOT / "run_distributed.sh", "2", "--config", "run.yaml", "--resume", "auto"]
+    whole = shell(tmp_path / "whole", *command)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    folder = tmp_path / "stopped"
+    with open(folder / "log.txt", "w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log)
+        while "epoch 1/4" not in (folder / "log.txt").read_text():
+            assert process.poll() is None, (folder / "log.txt").read_text()
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(60) == 3
+    assert "stopped after" in (folder / "log.txt").read_text()
+    again = shell(folder, *command)
+    assert again.returncode == 0 and "going on from" in again.stdout
+    ends = [read(saved(tmp_path / name / "runs/run/checkpoints")[-1]) for name in ("whole", "stopped")]
+    assert all(ends[0][name].tobytes() == ends[1][name].tobytes() for name in ends[0])

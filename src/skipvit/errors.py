@@ -9,5 +9,9 @@ class RunError(Exception):
     """The run failed on its data or machine (a corrupt file, too few devices). One line, as above. Exit code 1."""
 
 
+class DamagedRecord(RunError):
+    """A picture that cannot be read because its place in a larger file is damaged."""
+
+
 class Stopped(Exception):
     """The run was asked to stop, by SIGTERM or Ctrl-C, and has saved its state. One line: how to go on. Exit code 3."""

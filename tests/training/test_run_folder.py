@@ -2,13 +2,13 @@
 
 import json
 import struct
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from skipvit.errors import UsageError
+from skipvit.training import events
 from skipvit.training.phases import phases
 from skipvit.training.run_folder import RunFolder
 
@@ -16,7 +16,8 @@ from skipvit.training.run_folder import RunFolder
 @pytest.fixture
 def folder(tmp_path):
     result = RunFolder(tmp_path / "run")
-    result.create("name: run\n", ["train.py"])
+    result.claim()
+    result.write_config("name: run\n")
     return result
 
 
@@ -63,10 +64,26 @@ def test_curves_show_every_panel(folder):
             assert (panel < 200).mean() > 0.01
 
 
-def test_tensorboard_that_is_not_installed_is_one_line(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+def test_tensorboard_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setattr(events, "EventsWriter", None)
     with pytest.raises(UsageError, match="log.tensorboard: needs `pip install tensorboardX`"):
-        folder.open_events()
+        events.require()
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(folder):
+    with pytest.raises(UsageError, match="another process trains in it"):
+        RunFolder(folder.path).claim()
+    folder.release()
+    RunFolder(folder.path).claim()
+
+
+def test_garbage_in_its_own_files_stops_nothing(folder):
+    (folder.path / "metrics.jsonl").write_bytes(b'17\n{"epoch": "x"}\n\xff\xfe\n[1]\n')
+    (folder.path / "versions.json").write_text("")
+    folder.log(epoch(1))
+    folder.note(["train.py"])
+    assert [r["epoch"] for r in folder.records()] == [1]
+    assert len(json.loads((folder.path / "versions.json").read_text())) == 1
 
 
 @pytest.mark.slow
@@ -76,7 +93,7 @@ def test_tensorboard_events_hold_the_logged_numbers(folder):
     folder.open_events()
     folder.log({"step": 50, "loss": 2.5})
     folder.log(epoch(1))
-    folder.close()
+    folder.release()
     (path,) = (folder.path / "tensorboard").iterdir()
     content, at, found = path.read_bytes(), 0, {}
     while at < len(content):

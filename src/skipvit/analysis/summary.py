@@ -13,7 +13,7 @@ def summary(records: list[dict], best: str, macs: dict[str, int]) -> dict:
     """
     last = records[-1]
     result = {"trained": last["trained"], "epochs": len(records), "forwards": {}}
-    result["best"] = {"forward": best, "top1": last["best_top1"], "epoch": _first_epoch(records, best, last["best_top1"])}
+    result["best"] = {"forward": best, "top1": last["best_top1"], "epoch": _last_epoch(records, best, last["best_top1"])}
     for name in ("overflows", "broken_images"):
         result[name] = last.get(name, 0)
     for name, scores in last["val"].items():
@@ -28,8 +28,8 @@ def summary(records: list[dict], best: str, macs: dict[str, int]) -> dict:
     return result
 
 
-def _first_epoch(records: list[dict], forward: str, top1: float) -> int | None:
-    return next((r["epoch"] for r in records if "val" in r and r["val"][forward]["top1"] == top1), None)
+def _last_epoch(records: list[dict], forward: str, top1: float) -> int | None:
+    return next((r["epoch"] for r in reversed(records) if "val" in r and r["val"][forward]["top1"] == top1), None)
 
 
 def as_text(result: dict) -> str:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from skipvit.errors import RunError, UsageError
+from skipvit.errors import DamagedRecord, RunError, UsageError
 
 LENGTH = 8  # bytes of the length before a record
 NAME_MARK = b"\xa4name"  # MessagePack: a key of four letters; the name that follows ends the record
@@ -57,14 +57,14 @@ class MindRecord:
 
         Raises:
             OSError: the shard cannot be opened or read.
-            RunError: the shard has changed since it was opened.
+            DamagedRecord: the shard has changed since it was opened.
         """
         shard, _ = self._place(i)
         size = int(self.sizes[i])
         with open(shard, "rb", buffering=0) as file:
             record = os.pread(file.fileno(), LENGTH + size, int(self.starts[i]))
         if len(record) != LENGTH + size or int.from_bytes(record[:LENGTH], "little") != size:
-            raise RunError(f"{self.name(i)}: damaged; remove this shard and run skipvit mindrecord again")
+            raise DamagedRecord(f"{self.name(i)}: damaged; remove this shard and run skipvit mindrecord again")
         return record[LENGTH:]
 
     def name(self, i: int) -> str:

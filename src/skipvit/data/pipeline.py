@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import threading
+import time
+import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,8 +21,11 @@ import mindspore.dataset as ds
 import numpy as np
 
 from skipvit.data.augment import Augment, BrokenPicture, Mix, mix_numbers, training_picture, validation_picture
-from skipvit.errors import RunError
+from skipvit.errors import DamagedRecord, RunError
 
+# What the operating system says about a file that is bad; anything else it says about the storage.
+FILE_IS_BAD = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+RETRY_AFTER_S = (1, 4, 15)
 PADDING = -1  # label of a picture that only fills up the last validation batch
 COLUMNS = ("image", "label", "noise", "mix")
 
@@ -75,6 +80,11 @@ class Subset:
 
     def name(self, i: int) -> str:
         return self.source.name(self.indices[i])
+
+
+def fingerprint(source: Source) -> int:
+    """A checksum of classes, labels and their order: pictures that it tells apart cannot continue a run."""
+    return zlib.crc32(source.labels.tobytes(), zlib.crc32("\0".join(source.classes).encode("utf-8", "surrogateescape")))
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,7 @@ class Broken:
         self.limit, self.share, self.path = math.floor(share * pictures), share, path
         self.lock = threading.Lock()
         self.names: set[str] = set()
+        self.size = 0  # of the list when it was read last
         self._read()
 
     def add(self, name: str, reason: str) -> None:
@@ -160,15 +171,17 @@ class Broken:
         if count > self.limit:
             raise RunError(
                 f"{name}: not a picture that can be decoded ({reason}), number {count}; data.broken_share {self.share} allows "
-                f"{self.limit}" + (f"; they are listed in {self.path}" if self.path else "")
+                f"{self.limit}" + (f"; they are listed in {self.path}: mend them and remove it" if self.path else "")
             )
 
     def _read(self) -> None:
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path is not None else []
+            if self.path is not None and self.path.stat().st_size != self.size:
+                text = self.path.read_text(encoding="utf-8", errors="replace")
+                self.names |= {line.split("\t")[0] for line in text.splitlines()}
+                self.size = self.path.stat().st_size
         except OSError:
-            return
-        self.names |= {line.split("\t")[0] for line in lines}
+            pass  # there is none yet
 
     def _list(self, line: str) -> None:
         if self.path is not None:
@@ -301,19 +314,34 @@ class Batches:
     def _attempt(self, i: int, make) -> np.ndarray | None:
         """What `make` makes of picture i, or None and a line in the list of broken pictures."""
         try:
-            return make(self.source.read(i))
-        except BrokenPicture as error:
-            reason = str(error)
-        except OSError as error:
-            reason = error.strerror or str(error)
-        except RunError as error:  # a damaged record
-            reason = str(error)
-        try:
+            try:
+                return make(self._read(i))
+            except (BrokenPicture, DamagedRecord) as error:
+                reason = str(error)
+            except FILE_IS_BAD as error:
+                reason = error.strerror or str(error)
             self.broken.add(self.source.name(i), reason)
         except RunError as error:
             self.problem = error  # the dataset engine hands on a text at best
             raise
         return None
+
+    def _read(self, i: int) -> bytes | np.ndarray:
+        """Read a picture; a storage that fails for a moment gets some time.
+
+        Raises:
+            RunError: it goes on failing.
+        """
+        for pause in (*RETRY_AFTER_S, None):
+            try:
+                return self.source.read(i)
+            except FILE_IS_BAD:
+                raise
+            except OSError as error:
+                if pause is None:
+                    raise RunError(f"{self.source.name(i)}: cannot be read ({error.strerror or error}); is the storage there?") from None
+                time.sleep(pause)
+        raise AssertionError  # the last turn returns or raises
 
     def explain(self, error: RuntimeError) -> RunError:
         """After a step failed: why."""

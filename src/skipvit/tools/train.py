@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import replace
@@ -16,12 +17,13 @@ from skipvit.analysis.pictures import kept_figure
 from skipvit.analysis.summary import as_text, summary
 from skipvit.config import Config
 from skipvit.data.image_folder import refuse_other_classes
-from skipvit.data.pipeline import Shard, Source, Subset, training_steps
-from skipvit.errors import UsageError
+from skipvit.data.pipeline import Shard, Source, Subset, fingerprint, training_steps
+from skipvit.errors import RunError, UsageError
 from skipvit.models.vit import Activations, ViT
 from skipvit.tools.build import batches_of, build_mixer, build_network, build_optimizer, build_state, open_source
-from skipvit.training import checkpoint, distributed
+from skipvit.training import checkpoint, distributed, events
 from skipvit.training.checkpoint import Position
+from skipvit.training.distributed import sum_over_cards
 from skipvit.training.loop import Plan, Trainer
 from skipvit.training.phases import phases
 from skipvit.training.profiling import ProfileSteps
@@ -50,38 +52,54 @@ def main(words: list[str]) -> None:
     config, options = configuration.from_words(parser(), words)
     if options.check:
         return
+    if config.log.tensorboard:
+        events.require()
     device, shard = distributed.start(config.device, config.deterministic)
     folder = RunFolder(Path(options.runs) / config.name, writes=shard.rank == 0)
     going_on = options.resume == "auto" and folder.begun()
     if not going_on:
-        folder.refuse_existing()
-    if config.log.tensorboard:
-        folder.open_events()
+        folder.refuse_existing(options.resume == "auto")
     index = Path(options.runs) / ".index"
     train_source, val_source = open_source(config, "train", index), open_source(config, "val", index)
     refuse_other_classes(train_source, val_source)
-    steps = training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
+    training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
+    folder.claim()
+    try:
+        train(config, options, folder, going_on, train_source, val_source, device, shard)
+    finally:
+        folder.release()
+
+
+def train(
+    config: Config,
+    options: argparse.Namespace,
+    folder: RunFolder,
+    going_on: bool,
+    train_source: Source,
+    val_source: Source,
+    device: str,
+    shard: Shard,
+) -> None:
+    """Build everything, train to the end, write the summary."""
     network = build_network(config, device)
+    steps = training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
     optimizer = build_optimizer(config, network, steps, shard.count)
     state = build_state(config, optimizer, device)
     plan = make_plan(config, train_source, val_source, network, folder, shard, device)
     if options.profile:
         plan = replace(plan, sink=False, callbacks=(ProfileSteps(folder.path / "profile", device),))
     trainer = Trainer(network, optimizer, state, plan, folder, shard)
-    begin = Position()
-    if going_on:
-        begin = resume(folder, config, trainer, steps)
-        folder.note([sys.executable, *sys.argv])
-    else:
-        folder.create(configuration.to_yaml(config), [sys.executable, *sys.argv])
+    begin = resume(folder, config, trainer, steps) if going_on else Position()
+    refuse_disagreement(begin, shard)
+    folder.write_config(configuration.to_yaml(config))
+    folder.note([sys.executable, *sys.argv])
+    if config.log.tensorboard:
+        folder.open_events()
     if shard.rank == 0:
         parameters = sum(p.size for p in network.get_parameters())
         print(f"{config.name}: {parameters:,} parameters, {len(train_source)} training pictures, {device} x {shard.count}, "
               f"into {folder.path}", flush=True)  # fmt: skip
-    try:
-        trainer.run(begin)
-    finally:
-        folder.close()
+    trainer.run(begin)
     if shard.rank == 0:
         finish(config, network, folder, val_source)
 
@@ -98,6 +116,8 @@ def make_plan(
         clip_norm=config.optim.clip_norm,
         label_smoothing=config.optim.label_smoothing,
         best=config.best(),
+        fingerprint=fingerprint(train_source),
+        accumulate=config.optim.accumulate,
         sink=config.data.sink == "on" or config.data.sink == "auto" and device == "ascend",
         max_overflows=config.amp.max_overflows,
         eval_every=config.eval.every,
@@ -113,24 +133,37 @@ def resume(folder: RunFolder, config: Config, trainer: Trainer, steps: int) -> P
     changed = config.changed_since(configuration.read(folder.config))
     if changed:
         raise UsageError(f"{folder.path}: its config.yaml has another {changed[0]}; resume with the same config, or use --name")
-    folder.write_config(configuration.to_yaml(config))
-    position, source = Position(), None
-    for path in reversed(checkpoint.saved(folder.checkpoints)):
+    best = folder.checkpoints / checkpoint.BEST
+    candidates = [*reversed(checkpoint.saved(folder.checkpoints)), *([best] if best.exists() else [])]
+    for path in candidates:
         try:
-            position, source = checkpoint.restore(path, trainer.parameters()), path
-            break
+            position = checkpoint.restore(path, trainer.parameters())
         except checkpoint.Damaged as error:
             print(f"warning: {error}", file=sys.stderr)
-    if source is None:
-        print(f"{folder.path}: no checkpoint to go on from, beginning anew", flush=True)
+            continue
+        if (position.steps, position.data) != (steps, trainer.plan.fingerprint):
+            raise UsageError(
+                f"{path}: an epoch had {position.steps} steps of other pictures or cards, here it has {steps}; "
+                f"resume with as many cards and the same pictures as before"
+            )
+        if folder.writes:
+            print(f"going on from {path}: step {position.step} of {steps} in epoch {position.epoch + 1}", flush=True)
         return position
-    if position.steps != steps:
-        raise UsageError(
-            f"{source}: an epoch had {position.steps} steps, here it has {steps}; resume with as many cards and pictures as before"
-        )
+    if candidates:
+        raise RunError(f"{folder.checkpoints}: no checkpoint in it is whole; remove them to begin anew")
     if folder.writes:
-        print(f"going on from {source}: step {position.step} of {steps} in epoch {position.epoch + 1}", flush=True)
-    return position
+        print(f"{folder.path}: no checkpoint to go on from, beginning anew", flush=True)
+    return Position()
+
+
+def refuse_disagreement(begin: Position, shard: Shard) -> None:
+    """Raises RunError if the cards do not begin at the same place."""
+    mine = np.array([begin.epoch, begin.step], np.float64)
+    if (sum_over_cards(mine, shard) != shard.count * mine).any():
+        raise RunError(
+            f"the cards found different checkpoints (card {shard.rank}: step {begin.step} of epoch {begin.epoch + 1}); "
+            f"all machines must see the same --runs folder"
+        )
 
 
 def finish(config: Config, network: ViT, folder: RunFolder, val_source: Source) -> None:
@@ -140,7 +173,11 @@ def finish(config: Config, network: ViT, folder: RunFolder, val_source: Source) 
         name: forward_macs(model.shape(), model.patch, model.tokens, model.num_classes, spans)
         for name, spans in (("dense", ()), ("routed", network.spans))
     }
-    result = summary(folder.records(), config.best(), macs)
+    records = folder.records()
+    if not records or "val" not in records[-1] or "best_top1" not in records[-1]:
+        folder.warn(f"{folder.path / 'metrics.jsonl'}: the last epoch is not in it, so there is no summary; the checkpoints are whole")
+        return
+    result = summary(records, config.best(), macs)
     (folder.path / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
     (folder.path / "summary.txt").write_text(as_text(result) + "\n")
     print(as_text(result))

@@ -1,17 +1,18 @@
 """Checkpoints: everything a run needs to go on, written so that a crash never harms the one before.
 
 A checkpoint has a name of its own, is written beside its final place, flushed to the disk and renamed, and carries a
-checksum. Besides the network's parameters it holds `optimizer.*` (moments, step), `ema.*` (averaged weights), `gradients.*`
-(accumulated so far) and `trainer.*` (loss scale, counters, position in the run, best accuracy).
+checksum. Besides the network's parameters it holds `optimizer.*` (moments, step), `ema.*` (averaged weights) and `trainer.*`
+(loss scale, counters, position in the run, best accuracy).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Iterable
 
@@ -21,9 +22,9 @@ from mindspore import Parameter, Tensor, nn
 
 from skipvit.errors import RunError, UsageError
 
-NOT_MODEL = ("optimizer.", "trainer.", "ema.", "gradients.")
+NOT_MODEL = ("optimizer.", "trainer.", "ema.")
 BEST = "best.ckpt"
-_NAME = re.compile(r"epoch_\d{4}_step_\d{6}\.ckpt")
+_NAME = re.compile(r"epoch_(\d{4,})_step_(\d{6,})\.ckpt")
 
 
 class Damaged(RunError):
@@ -34,22 +35,26 @@ class Damaged(RunError):
 class Position:
     """Where a run stands: `step` of `steps` batches of `epoch` (from 0) are done; all of them: it is not yet evaluated.
 
-    `best` is the best accuracy so far, in percent; -1: there is none.
+    `best` is the best accuracy so far, in percent; -1: there is none. `data` is a fingerprint of the training pictures.
     """
 
     epoch: int = 0
     step: int = 0
     steps: int = 0
     best: float = -1.0
+    data: int = 0
 
     def entries(self) -> list[dict]:
-        values = {"epoch": np.int32(self.epoch), "step": np.int32(self.step), "steps": np.int32(self.steps)}
-        values["best"] = np.float64(self.best)
-        return [{"name": f"trainer.position.{name}", "data": Tensor(np.array(value))} for name, value in values.items()]
+        return [
+            {"name": f"trainer.position.{name}", "data": Tensor(np.array(value, np.float64 if name == "best" else np.int64))}
+            for name, value in asdict(self).items()
+        ]
 
 
 def save(folder: Path, position: Position, parameters: Iterable[Parameter], keep: int) -> Path:
-    """Write the checkpoint of a position, then remove all but the newest `keep`.
+    """Write the checkpoint of a position, then remove all but it and the `keep` - 1 before it.
+
+    Those of later positions go first: they are damaged, or of a run that has been set back.
 
     Raises:
         RunError: it could not be written (a full disk); what was there before is untouched.
@@ -59,8 +64,10 @@ def save(folder: Path, position: Position, parameters: Iterable[Parameter], keep
     unique = {p.name: p for p in parameters}
     entries = [{"name": name, "data": Tensor(p.asnumpy())} for name, p in unique.items()]
     _write(path, entries + position.entries())
-    for old in saved(folder)[:-keep]:
-        old.unlink(missing_ok=True)
+    names = [other for other in saved(folder) if other != path]
+    others = [p for p in names if _place(p) > _place(path)] + [p for p in names if _place(p) < _place(path)]
+    for old in others[: max(0, len(others) - (keep - 1))]:
+        _remove(old)
     return path
 
 
@@ -85,10 +92,14 @@ def _write(path: Path, entries: list[dict]) -> None:
 
 def _remove_partial(folder: Path) -> None:
     for path in folder.glob(".partial.*"):
-        try:
-            path.unlink()
-        except OSError:
-            pass
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass  # a file too many is no reason to stop
 
 
 def _flush(path: Path) -> None:
@@ -120,7 +131,12 @@ def keep_best(path: Path) -> None:
 
 def saved(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first; without the best one's second name."""
-    return sorted(p for p in folder.glob("epoch_*.ckpt") if _NAME.fullmatch(p.name))
+    return sorted((p for p in folder.glob("epoch_*.ckpt") if _NAME.fullmatch(p.name)), key=_place)
+
+
+def _place(path: Path) -> tuple[int, int]:
+    epoch, step = _NAME.fullmatch(path.name).groups()
+    return int(epoch), int(step)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -149,7 +165,7 @@ def restore(path: Path, parameters: Iterable[Parameter]) -> Position:
     entries = read(path)
     position = Position()
     if "trainer.position.epoch" in entries:
-        fields = {name: entries.pop(f"trainer.position.{name}").item() for name in ("epoch", "step", "steps", "best")}
+        fields = {field.name: entries.pop(f"trainer.position.{field.name}").item() for field in dataclasses.fields(Position)}
         position = Position(**fields)
     _load(path, entries, {p.name: p for p in parameters})
     return position

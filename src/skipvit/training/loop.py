@@ -26,7 +26,7 @@ from skipvit.training.signals import StopRequest
 from skipvit.training.state import REPORT, TrainingState
 from skipvit.training.step import EvalStep, Mixer, TrainingLoss, TrainStep
 
-STEPS_BETWEEN_AGREEMENTS = 10  # of several cards, about a request to stop: it costs an exchange
+UPDATES_BETWEEN_CHECKS = 10  # for overflows in a row and, between several cards, for a request to stop: it costs an exchange
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Plan:
         train_batches: makes the training data from an epoch and a step in it on.
         val_batches: the validation data.
         best: the forward whose top-1 decides about the best checkpoint.
+        fingerprint: of the training pictures, see `data.pipeline.fingerprint`.
         sink: MindSpore's data sink.
         mixer, clip_norm, label_smoothing and the others: see the configuration.
     """
@@ -48,6 +49,8 @@ class Plan:
     clip_norm: float
     label_smoothing: float
     best: str
+    fingerprint: int = 0
+    accumulate: int = 1
     sink: bool = False
     max_overflows: int = 50
     eval_every: int = 1
@@ -75,6 +78,7 @@ class StepWatch(Callback):
         show = self.trainer.folder.writes
         self.bar = tqdm(total=self.batches.steps, initial=self.step, desc=label, unit="step", leave=False,
                         disable=None if show else True, file=sys.stderr)  # fmt: skip
+        self.trainer.state.forget_overflow()  # of an evaluation before this
         if self.step == 0:
             self.trainer.state.begin_epoch()
         self.timed = 0
@@ -92,9 +96,9 @@ class StepWatch(Callback):
             self.begun = time.perf_counter()
         else:
             self.timed += done
-        if self.step % STEPS_BETWEEN_AGREEMENTS == 0 or self.step == self.batches.steps:
+        if self.trainer.checks_at(self.position()):
             self.refuse_overflows()
-        if self.step % self.trainer.plan.log_steps == 0:
+        if self.step // self.trainer.plan.log_steps > (self.step - done) // self.trainer.plan.log_steps:
             self.trainer.folder.log({"step": self.epoch * self.batches.steps + self.step, **self.values()})
         self.trainer.after_step(self.position())
 
@@ -111,7 +115,7 @@ class StepWatch(Callback):
         self.epoch, self.step = self.epoch + 1, 0
 
     def position(self) -> Position:
-        return Position(self.epoch, self.step, self.batches.steps, self.trainer.best)
+        return Position(self.epoch, self.step, self.batches.steps, self.trainer.best, self.trainer.plan.fingerprint)
 
     def values(self) -> dict[str, float]:
         return dict(zip(REPORT, self.report.asnumpy().astype(float).tolist()))
@@ -122,11 +126,11 @@ class StepWatch(Callback):
             speed = self.timed * self.pictures / (time.perf_counter() - self.begun)
             self.bar.set_postfix_str(f"loss {values['loss']:.3f}, {speed:.0f} images/s")
         if values["overflows_in_a_row"] >= self.trainer.plan.max_overflows:
-            self.trainer.save(self.position())
+            saved = self.trainer.save_together(self.position())
             raise RunError(
                 f"epoch {self.epoch + 1}, step {self.step}: {values['overflows_in_a_row']:.0f} updates in a row were not finite "
-                f"(amp.max_overflows) and the loss scale is down to {values['loss_scale']:g}; the weights before them are saved. "
-                f"Lower optim.lr or use --amp.dtype float32"
+                f"(amp.max_overflows) and the loss scale is down to {values['loss_scale']:g}; the weights before them are "
+                f"{'saved' if saved else 'not saved'}. Begin another run (--name) with a lower optim.lr or --amp.dtype float32"
             )
 
 
@@ -190,8 +194,14 @@ class Trainer:
             if watch.bar is not None:
                 watch.bar.close()
 
+    def checks_at(self, position: Position) -> bool:
+        """The same on all cards."""
+        return position.step % (UPDATES_BETWEEN_CHECKS * self.plan.accumulate) == 0 or position.step == position.steps
+
     def after_step(self, position: Position) -> None:
-        """Save if it is time, stop if it was asked for."""
+        """Save if it is time, stop if it was asked for; between updates, since gathered gradients are of one card."""
+        if position.step % self.plan.accumulate:
+            return
         if self.asked_to_stop(position):
             self.stop_at(position)
         if time.monotonic() - self.saved_at > 60 * self.plan.checkpoint_minutes and position.step < position.steps:
@@ -201,15 +211,19 @@ class Trainer:
         """The same on all cards: one that stopped a step before the others would leave them waiting."""
         if self.shard.count == 1:
             return self.stop.name is not None
-        if position.step % STEPS_BETWEEN_AGREEMENTS and position.step != position.steps:
+        if not self.checks_at(position):
             return False
         return sum_over_cards(np.array([float(self.stop.name is not None)]), self.shard)[0] > 0
 
     def stop_at(self, position: Position) -> None:
-        self.save(position)
-        if self.unsaved:
+        if not self.save_together(position):
             raise RunError(f"{self.folder.checkpoints}: stopped, but the checkpoint could not be written; an older one may be there")
         raise Stopped(f"stopped after step {position.step} of epoch {position.epoch + 1}, saved; --resume auto goes on from there")
+
+    def save_together(self, position: Position) -> bool:
+        """Save, and have all cards wait for it: a launcher ends them all with the first that ends. Whether it worked."""
+        self.save(position)
+        return sum_over_cards(np.array([float(self.unsaved)]), self.shard)[0] == 0
 
     def save(self, position: Position) -> None:
         """Write a checkpoint; a failure is reported, and training goes on."""
@@ -230,8 +244,9 @@ class Trainer:
         record = {"epoch": epoch, "phase": phase.name, "trained": "routed" if phase.routed else "dense", **record}
         if epoch % self.plan.eval_every == 0 or epoch == last:
             record["val"] = {name: scores.as_dict() for name, scores in self.evaluate(position).items()}
-            self.refuse_nonsense(epoch, record["val"])
-            if record["val"][self.plan.best]["top1"] > self.best:
+            self.refuse_nonsense(epoch, record)
+            # Equal counts too: it may be the same evaluation again, after a run that was killed before it kept its best.
+            if record["val"][self.plan.best]["top1"] >= self.best:
                 self.best = record["val"][self.plan.best]["top1"]
                 self.keep_best(replace(position, best=self.best))
             record["best_top1"] = self.best
@@ -268,11 +283,13 @@ class Trainer:
             result[name] = evaluate(step, self.plan.val_batches, self.shard, f"evaluating {name}", interrupted)
         return result
 
-    def refuse_nonsense(self, epoch: int, val: dict) -> None:
-        for name, scores in val.items():
+    def refuse_nonsense(self, epoch: int, record: dict) -> None:
+        for name, scores in record["val"].items():
             if not math.isfinite(scores["loss"]):
-                raise RunError(f"epoch {epoch}: the {name} validation loss is not a number; resume from an earlier checkpoint "
-                               f"with a lower optim.lr")  # fmt: skip
+                text = f"epoch {epoch}: the {name} validation loss is not a number"
+                if name == record["trained"]:
+                    raise RunError(f"{text}; begin another run (--name) with a lower optim.lr, best.ckpt is from before")
+                self.folder.warn(text)
 
     def print_line(self, label: str, record: dict) -> None:
         """One line an epoch."""

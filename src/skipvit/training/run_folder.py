@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -16,6 +18,7 @@ from tqdm import tqdm
 
 import skipvit
 from skipvit.errors import UsageError
+from skipvit.training.events import Events
 from skipvit.training.phases import Phase
 
 FORWARDS = ("dense", "routed", "dense_ema", "routed_ema")
@@ -32,37 +35,45 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.config = path / "config.yaml"
         self.broken, self.broken_val = path / "broken_images.txt", path / "broken_images_val.txt"
-        self.events = None
+        self.events = self.lock = None
 
-    def refuse_existing(self) -> None:
-        """Raises UsageError if a run of this name is there already."""
-        if self.writes and self.path.exists():
+    def refuse_existing(self, resuming: bool = False) -> None:
+        """Raises UsageError if a run of this name is there already; resuming, one that was killed before it began is none."""
+        if self.writes and self.path.exists() and not (resuming and self.path.is_dir() and not self.checkpoints.exists()):
             raise UsageError(
                 f"{self.path} exists; go on with it with --resume auto, start another with --name, or remove it"
             )
 
-    def create(self, config_text: str, command: list[str]) -> None:
-        """Start a new run.
+    def claim(self) -> None:
+        """Make the folder, if it is not there, and keep other processes from training in it as long as this one lives.
 
         Raises:
-            UsageError: the folder exists, or cannot be made.
+            UsageError: it cannot be made, or another process trains in it.
         """
-        self.refuse_existing()
         if not self.writes:
             return
         try:
-            self.path.mkdir(parents=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{self.path}: the run folder cannot be made ({error.strerror}); choose another --runs") from None
-        self.write_config(config_text)
-        self.note(command)
+        self.lock = open(self.path / ".lock", "w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{self.path}: another process trains in it; wait for its end or stop it") from None
+        except OSError:
+            pass  # a file system without locks
+
+    def release(self) -> None:
+        """The opposite of `claim`, and the end of the TensorBoard events."""
+        if self.lock is not None:
+            self.lock.close()
+        if self.events is not None:
+            self.events.close()
 
     def write_config(self, text: str) -> None:
-        """Renamed into place: a run that is killed here is one that has not begun."""
         if self.writes:
-            partial = self.path / ".partial.config.yaml"
-            partial.write_text(text)
-            partial.replace(self.config)
+            _write_whole(self.config, text)
 
     def begun(self) -> bool:
         """Whether there is a run to go on with."""
@@ -81,28 +92,17 @@ class RunFolder:
             "python": platform.python_version(),
             "machine": platform.platform(),
         }
-        path, partial = self.path / "versions.json", self.path / ".partial.versions.json"
-        starts = json.loads(path.read_text()) if path.exists() else []
-        partial.write_text(json.dumps([*starts, entry], indent=2) + "\n")
-        partial.replace(path)
+        path = self.path / "versions.json"
+        try:
+            starts = json.loads(path.read_text())
+        except (OSError, ValueError):
+            starts = []
+        _write_whole(path, json.dumps([*starts, entry], indent=2) + "\n")
 
     def open_events(self) -> None:
-        """Write TensorBoard event files from now on.
-
-        Raises:
-            UsageError: the library for it is not installed.
-        """
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise UsageError("log.tensorboard: needs `pip install tensorboardX`; or --log.tensorboard false") from None
+        """Write TensorBoard event files from now on."""
         if self.writes:
-            self.events = SummaryWriter(str(self.path / "tensorboard"), flush_secs=10)
-
-    def close(self) -> None:
-        """Have the last events on the disk: a thread of the library writes them."""
-        if self.events is not None:
-            self.events.close()
+            self.events = Events(self.path / "tensorboard")
 
     def log(self, record: dict) -> None:
         """Append a line to `metrics.jsonl`; numbers that are not finite become null, as JSON has none."""
@@ -114,17 +114,9 @@ class RunFolder:
             with open(path, "a", encoding="utf-8") as file:
                 file.write("\n" * torn + json.dumps(_finite(record), allow_nan=False) + "\n")
             if self.events is not None:
-                self._add_events(record)
+                self.events.add(record)
         except OSError as error:
-            self.warn(f"{path}: a line could not be written ({error.strerror})")
-
-    def _add_events(self, record: dict) -> None:
-        unit = "epoch" if "epoch" in record else "step"
-        values = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != unit}
-        for forward, scores in record.get("val", {}).items():
-            values |= {f"{forward}/{name}": value for name, value in scores.items()}
-        for name, value in values.items():
-            self.events.add_scalar(f"{unit}/{name}", value, record[unit])
+            self.warn(f"{self.path}: a line of the log could not be written ({error.strerror})")
 
     def warn(self, text: str) -> None:
         """A line on stderr, above the progress bar."""
@@ -133,14 +125,14 @@ class RunFolder:
     def records(self) -> list[dict]:
         """The epochs of `metrics.jsonl`, in order; where one was evaluated twice (after a resume), later values win."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         by_epoch: dict[int, dict] = {}
         for line in lines:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue  # a line that a killed run left unfinished
-            if "epoch" in record:
+            if isinstance(record, dict) and isinstance(record.get("epoch"), int):
                 known = {name: value for name, value in record.items() if value is not None}
                 by_epoch[record["epoch"]] = by_epoch.get(record["epoch"], {}) | known
         return [by_epoch[epoch] for epoch in sorted(by_epoch)]
@@ -152,6 +144,16 @@ class RunFolder:
                 curves(self.records(), phases).savefig(self.path / "curves.png", dpi=110)
             except OSError as error:
                 self.warn(f"{self.path / 'curves.png'}: not written ({error.strerror})")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Replace a file so that a crash or a power cut leaves the old or the new one."""
+    partial = path.parent / f".partial.{path.name}"
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def _ends_with_newline(path: Path) -> bool:

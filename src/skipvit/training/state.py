@@ -43,8 +43,21 @@ class Clear(nn.Cell):
         return 0
 
 
+class ForgetOverflow(nn.Cell):
+    """On Ascend 910A reading the overflow register clears it; elsewhere this does nothing."""
+
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.zero = Tensor(0.0, ms.float32)
+
+    def construct(self):
+        return amp.all_finite((self.zero,))
+
+
 class TrainingState(nn.Cell):
-    """Parameters that the training steps of all phases share; all but `spare` belong to a checkpoint.
+    """Parameters that the training steps of all phases share.
+
+    All but `spare` and, since checkpoints are made between updates, the gathered gradients belong to a checkpoint.
 
     Args:
         weights: what is trained.
@@ -79,13 +92,14 @@ class TrainingState(nn.Cell):
         self.gradient_norm = _counter("gradient_norm", ms.float32)  # of the latest update, before clipping
         self.rate = _counter("rate", ms.float32)
         self.clear = Clear((self.loss_sum, self.losses))
+        self.forget_overflow = ForgetOverflow()
         if ema_decay:
             self.put_aside, self.put_back = Copy(weights, self.spare), Copy(self.spare, weights)
             self.put_average = Copy(self.ema, weights)
 
     def saved(self) -> list[Parameter]:
         """Its own parameters that belong to a checkpoint."""
-        prefixes = ("ema.", "gradients.", "trainer.")
+        prefixes = ("ema.", "trainer.")
         return [p for p in self.get_parameters() if p.name.startswith(prefixes)]
 
     def begin_epoch(self) -> None:
