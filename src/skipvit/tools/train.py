@@ -31,7 +31,7 @@ from skipvit.training.run_folder import RunFolder
 
 DEMO = "skipvit_mini_shapes_cpu.yaml"
 EPILOG = """examples:
-  python train.py                                        the demo, two to three minutes on two CPU cores
+  python train.py                                        the demo, three to four minutes on two CPU cores
   python train.py --config configs/vit_mini_shapes_cpu.yaml
   python train.py --name keep30 --routes '[{start: 2, end: 5, keep_ratio: 0.3}]'
   python train.py --resume auto                          go on with a run that was stopped
