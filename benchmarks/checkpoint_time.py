@@ -37,7 +37,7 @@ def main() -> None:
             path = checkpoint.save(Path(name), checkpoint.Position(0, step, 100), parameters, keep=1)
             writes.append(time.perf_counter() - begun)
             begun = time.perf_counter()
-            checkpoint.restore(path, parameters)
+            checkpoint.read_run(path).restore(parameters)
             reads.append(time.perf_counter() - begun)
         size = path.stat().st_size / 2**20
     print(f"{config.name}: {sum(p.size for p in network.get_parameters()):,} parameters, checkpoint {size:.0f} MiB, "

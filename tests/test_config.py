@@ -8,6 +8,7 @@ import yaml
 
 from skipvit import config as configuration
 from skipvit.analysis.macs import forward_macs
+from skipvit.config import Config
 from skipvit.errors import UsageError
 from skipvit.models.routing import Route
 
@@ -174,3 +175,24 @@ def test_the_costs_in_a_recipes_header_are_those_of_its_network(path):
         warmup = config.phases.dense_warmup_epochs / config.optim.epochs
         if "over the whole run" in header:
             assert f"{1 / (warmup + (1 - warmup) * after / dense):.2f} x over the whole run" in header
+
+
+@pytest.mark.parametrize("batch, pictures, cards, expected", [
+    (16, 32, 1, (16, 2)), (16, 32, 2, (16, 1)), (16, 32, 4, (8, 1)), (128, 1024, 4, (128, 2)), (128, 1024, 16, (64, 1)),
+    (100, 1024, 1, (64, 16)), (7, 48, 3, (4, 4)), (8, 8, 8, (1, 1)),
+])  # fmt: skip
+def test_other_cards_share_the_pictures_of_an_update(batch, pictures, cards, expected):
+    config = Config(data={"batch_size": batch}).divided(pictures, cards)
+    assert (config.data.batch_size, config.optim.accumulate) == expected
+    assert config.update_pictures(cards) == pictures
+    assert config.peak_lr(cards) == Config(data={"batch_size": pictures}).peak_lr(1)
+
+
+def test_cards_that_cannot_share_an_update_are_refused_with_those_that_can():
+    with pytest.raises(UsageError, match="run: its updates take 1024 pictures, .* 6 cards .*; resume with 1, 2, 4, 8 or 16 cards"):
+        Config().divided(1024, 6)
+
+
+def test_machines_with_other_paths_have_the_same_fingerprint_and_with_other_rates_not():
+    same = [Config(data={"path": path, "workers": workers}).fingerprint() for path, workers in (("/a", 1), ("/b", 8))]
+    assert same[0] == same[1] != Config(optim={"lr": 1.0}).fingerprint()

@@ -11,10 +11,13 @@ from skipvit.errors import RunError, Stopped, UsageError
 COMMANDS = {
     "train": ("skipvit.tools.train", "train a network as a config says"),
     "eval": ("skipvit.tools.evaluate", "top-1 and top-5 of a trained network, dense and routed"),
+    "launch": ("skipvit.tools.launch", "train or evaluate on several cards, as run_distributed.sh"),
     "mindrecord": ("skipvit.tools.mindrecord", "image folders to MindRecord files"),
     "pipeline": ("skipvit.tools.pipeline", "time the data pipeline alone: pictures a second and cores a card needs"),
     "benchmark": ("skipvit.tools.benchmark", "time the dense and the routed training step side by side"),
+    "audit": ("skipvit.tools.audit", "operators that an Ascend 910A would run slowly or not at all; needs no card"),
     "convert": ("skipvit.tools.convert", "timm weights (.safetensors) to a checkpoint, and back"),
+    "doctor": ("skipvit.tools.doctor", "check this machine: versions, cards, data, a training step"),
 }
 
 
@@ -23,7 +26,7 @@ def run(command: str, words: list[str]) -> int:
     # MindSpore's own log repeats, over many lines, what the one line below says. GLOG_v=2 brings it back.
     os.environ.setdefault("GLOG_v", "4")
     try:
-        importlib.import_module(COMMANDS[command][0]).main(words)
+        return importlib.import_module(COMMANDS[command][0]).main(words) or 0  # launch returns that of its processes
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -43,7 +46,6 @@ def run(command: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    return 0
 
 
 def main() -> None:

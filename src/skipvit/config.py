@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import zlib
 from pathlib import Path
 from typing import Annotated, Any, Callable, Literal, NoReturn
 
@@ -206,7 +207,7 @@ class LogConfig(Group):
     """What is written down."""
 
     steps: int = Field(50, gt=0)
-    """steps between lines of metrics.jsonl within an epoch"""
+    """updates between lines of metrics.jsonl within an epoch"""
     tensorboard: bool = False
     """also write TensorBoard event files (needs `pip install tensorboardX`)"""
 
@@ -217,8 +218,9 @@ def _routes_from_text(value: Any) -> Any:
 
 
 # What a run may be resumed with: none of it changes the weights it ends with.
+# (Batch size and accumulation: `Config.divided` keeps the pictures of an update.)
 MAY_CHANGE = {
-    "data.path", "data.workers", "data.sink", "data.broken_share", "amp.max_overflows", "eval.every", "checkpoint.every",
+    "data.batch_size", "optim.accumulate", "data.path", "data.workers", "data.sink", "data.broken_share", "amp.max_overflows", "eval.every", "checkpoint.every",
     "checkpoint.minutes", "checkpoint.keep", "log.steps", "log.tensorboard",
 }  # fmt: skip
 
@@ -301,10 +303,36 @@ class Config(BaseSettings):
             pairs |= {f"{group}.{key}": (a[group][key], b[group][key]) for key in a[group]}
         return [key for key, (old, new) in pairs.items() if old != new and key not in MAY_CHANGE]
 
+    def divided(self, pictures: int, cards: int) -> Config:
+        """This configuration with updates of so many pictures on so many cards: its batch_size, or the largest smaller one that
+        divides a card's share, and as much accumulation as that takes.
+
+        Raises:
+            UsageError: the cards cannot share them equally.
+        """
+        if pictures % cards:
+            fitting = [str(count) for count in range(1, 4 * cards) if pictures % count == 0]
+            raise UsageError(
+                f"{self.name}: its updates take {pictures} pictures, which {cards} cards cannot share equally; "
+                f"resume with {', '.join(fitting[:-1])} or {fitting[-1]} cards"
+            )
+        share = pictures // cards
+        batch = next(size for size in range(min(self.data.batch_size, share), 0, -1) if share % size == 0)
+        data, optim = {"batch_size": batch}, {"accumulate": share // batch}
+        return self.model_copy(update={"data": self.data.model_copy(update=data), "optim": self.optim.model_copy(update=optim)})
+
+    def update_pictures(self, cards: int) -> int:
+        """Pictures that an update takes on so many cards."""
+        return self.data.batch_size * cards * self.optim.accumulate
+
     def peak_lr(self, cards: int) -> float:
         """Learning rate after warm-up, scaled to the pictures of an update."""
-        update = self.data.batch_size * cards * self.optim.accumulate
-        return self.optim.lr * (update / self.optim.reference_batch if self.optim.reference_batch else 1)
+        return self.optim.lr * (self.update_pictures(cards) / self.optim.reference_batch if self.optim.reference_batch else 1)
+
+    def fingerprint(self) -> int:
+        """A checksum of everything that several machines must have in common."""
+        own = self.data.model_copy(update={"path": None, "workers": 0})
+        return zlib.crc32(to_yaml(self.model_copy(update={"data": own})).encode())
 
 
 def to_yaml(config: Config) -> str:

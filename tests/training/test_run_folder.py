@@ -102,3 +102,17 @@ def test_tensorboard_events_hold_the_logged_numbers(folder):
         found |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
         at += 16 + length
     assert found["step/loss"] == (50, 2.5) and found["epoch/routed_ema/top1"] == (1, 10.0)
+
+
+def test_no_room_for_the_checkpoints_is_refused_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5 * 2**30}))
+    folder = RunFolder(tmp_path / "runs/run")
+    folder.refuse_no_room(2**30, keep=3)
+    with pytest.raises(UsageError, match=r"its checkpoints will take 6.0 GiB and the disk has 5.0 GiB free"):
+        folder.refuse_no_room(2**30, keep=4)
+    folder.checkpoints.mkdir(parents=True)
+    (folder.checkpoints / "best.ckpt").touch()  # a run to go on with needs less
+    folder.refuse_no_room(2**30, keep=4)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="the run folder cannot be made in .*/file; choose another --runs"):
+        RunFolder(tmp_path / "file/run").refuse_no_room(1, keep=1)

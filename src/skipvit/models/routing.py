@@ -151,6 +151,23 @@ def value_norm(v: Tensor) -> Tensor:
     return ops.Sqrt()(ops.ReduceSum()(ops.Square()(ops.Cast()(v, ms.float32)), -1))
 
 
+class Leading(nn.Cell):
+    """The first `count` tokens: (B, N, D) -> (B, count, D).
+
+    The gradient is written out as a padding: MindSpore's own of a slice runs on the AI CPU of an Ascend 910A.
+    """
+
+    def __init__(self, count: int):
+        super().__init__()
+        self.count = count
+
+    def construct(self, x):
+        return ops.Slice()(x, (0, 0, 0), (x.shape[0], self.count, x.shape[2]))
+
+    def bprop(self, x, out, dout):
+        return (ops.Pad(((0, 0), (0, x.shape[1] - self.count), (0, 0)))(dout),)
+
+
 class Router(nn.Cell):
     """The parameter-free machinery of one route: score, select, fuse, restore.
 
@@ -178,6 +195,7 @@ class Router(nn.Cell):
         self.before = Tensor(np.tri(span.tokens, k=-1, dtype=np.float32)[None])
         # Distinct keys, the earlier the larger, so that no tie can reorder them.
         self.keys = Tensor(np.arange(1 + span.tokens + span.extras, 0, -1, dtype=np.float32)[None])
+        self.without_fused = Leading(self.length)
         self.slots = Tensor(np.arange(self.length, dtype=np.float32).reshape(1, -1, 1))
 
     def score(self, q: Tensor, k: Tensor, v: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,7 +294,7 @@ class Router(nn.Cell):
         """Put the kept tokens back among the bypassed ones of x (B, sequence, D); the fused token ends here."""
         batch, sequence, width = x.shape
         if self.fuse:
-            kept = ops.Slice()(kept, (0, 0, 0), (batch, self.length, width))
+            kept = self.without_fused(kept)
         if self.gathers:
             first = Tensor(tuple(range(0, batch * sequence, sequence)), ms.int32)
             flat = ops.Reshape()(self.index(mask) + ops.Reshape()(first, (batch, 1)), (batch * self.length, 1))

@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from skipvit.models.routing import Formulation, Route, Router, resolve
+from skipvit.models.routing import Formulation, Leading, Route, Router, resolve
 from skipvit.models.sizes import Size
 
 # Channel statistics of ImageNet on the 0..255 scale: the field's normalisation for uint8 pictures.
@@ -274,6 +274,7 @@ class ViT(nn.Cell):
             ]
         )
         self.norm = LayerNorm(size.width, fused_kernels)
+        self.cls = Leading(1)
         self.head = Dense(size.width, num_classes, dtype, init="zeros")
         self.spans = resolve(routes, size.depth, self.tokens)
         self.routers, self.noise_width = _routers(self.spans, formulation, 2 * size.depth)
@@ -311,7 +312,7 @@ class ViT(nn.Cell):
                 at = router.end
         x, q, k, v, outputs = self.run(x, q, k, v, noise, at, self.depth, outputs)
         y = self.norm(x)
-        logits = self.head(ops.Reshape()(ops.Slice()(y, (0, 0, 0), (y.shape[0], 1, self.width)), (-1, self.width)))
+        logits = self.head(ops.Reshape()(self.cls(y), (-1, self.width)))
         return (logits,) + outputs + (y,) + selections
 
     def embed(self, images):

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 from skipvit import config as configuration
+from skipvit.config import Config
+from skipvit.data.pipeline import Shard
 from skipvit.errors import UsageError
 from skipvit.tools.build import batches_of, build_network, open_source
 from skipvit.training import checkpoint, distributed
@@ -46,6 +48,16 @@ def main(words: list[str]) -> None:
             result[name] = evaluate(step, batches, shard, f"evaluating {name}").as_dict()
     if shard.rank == 0:
         print(json.dumps(result) if options.json else as_text(result))
+
+
+def check(words: list[str], shard: Shard) -> Config:
+    """Raise what an evaluation would raise before its first step, without a device."""
+    config, options = configuration.from_words(parser(), words, default_config)
+    path = checkpoint_of(options)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such checkpoint")
+    open_source(config, "val")
+    return config
 
 
 def default_config(options) -> str:

@@ -22,8 +22,7 @@ from skipvit.errors import RunError, UsageError
 from skipvit.models.vit import Activations, ViT
 from skipvit.tools.build import batches_of, build_mixer, build_network, build_optimizer, build_state, open_source
 from skipvit.training import checkpoint, distributed, events
-from skipvit.training.checkpoint import Position
-from skipvit.training.distributed import sum_over_cards
+from skipvit.training.checkpoint import Checkpoint, Position
 from skipvit.training.loop import Plan, Trainer
 from skipvit.training.phases import phases
 from skipvit.training.profiling import ProfileSteps
@@ -44,37 +43,67 @@ def parser() -> configuration.OneLineParser:
     result.add_argument("--runs", default="runs", metavar="FOLDER", help="where run folders are made (default: runs)")
     result.add_argument("--resume", choices=["never", "auto"], default="never", help="auto: go on from the newest checkpoint")
     result.add_argument("--profile", action="store_true", help="write MindSpore's trace of ten steps into the run's folder")
-    result.add_argument("--check", action="store_true", help="only read the config and the command line, then stop")
+    result.add_argument("--check", action="store_true", help="only look whether the run could begin: config, folder, pictures, disk")
     return result
 
 
 def main(words: list[str]) -> None:
     config, options = configuration.from_words(parser(), words)
     if options.check:
+        check(words, Shard())
         return
+    device, shard = distributed.start(config.device, config.deterministic)
+    folder, going_on = run_folder(config, options, shard)
+    train_source, val_source = open_sources(config, options)
+    begin = newest_checkpoint(folder, config, train_source) if going_on else None
+    if begin is not None and begin.position.pictures != config.update_pictures(shard.count):
+        config = redivided(config, begin.position.pictures, shard)
+    training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
+    folder.claim()
+    try:
+        train(config, options, folder, begin, train_source, val_source, device, shard)
+    finally:
+        folder.release()
+
+
+def check(words: list[str], shard: Shard) -> Config:
+    """Raise what a run would raise before its first step, without a device: configuration, folder, pictures, disk."""
+    config, options = configuration.from_words(parser(), words)
+    folder, going_on = run_folder(config, options, shard)
+    train_source, _ = open_sources(config, options)
+    if not going_on:
+        training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
+    model = config.model
+    copies = 4 if config.ema.decay else 3  # weights, two moments, average
+    size = 4 * copies * model.shape().parameters(model.patch, model.tokens, model.num_classes)
+    folder.refuse_no_room(size, config.checkpoint.keep)
+    return config
+
+
+def run_folder(config: Config, options: argparse.Namespace, shard: Shard) -> tuple[RunFolder, bool]:
+    """The folder of the run, and whether to go on with what is in it."""
     if config.log.tensorboard:
         events.require()
-    device, shard = distributed.start(config.device, config.deterministic)
     folder = RunFolder(Path(options.runs) / config.name, writes=shard.rank == 0)
     going_on = options.resume == "auto" and folder.begun()
     if not going_on:
         folder.refuse_existing(options.resume == "auto")
+    return folder, going_on
+
+
+def open_sources(config: Config, options: argparse.Namespace) -> tuple[Source, Source]:
+    """Training and validation pictures."""
     index = Path(options.runs) / ".index"
     train_source, val_source = open_source(config, "train", index), open_source(config, "val", index)
     refuse_other_classes(train_source, val_source)
-    training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
-    folder.claim()
-    try:
-        train(config, options, folder, going_on, train_source, val_source, device, shard)
-    finally:
-        folder.release()
+    return train_source, val_source
 
 
 def train(
     config: Config,
     options: argparse.Namespace,
     folder: RunFolder,
-    going_on: bool,
+    begin: Checkpoint | None,
     train_source: Source,
     val_source: Source,
     device: str,
@@ -89,8 +118,8 @@ def train(
     if options.profile:
         plan = replace(plan, sink=False, callbacks=(ProfileSteps(folder.path / "profile", device),))
     trainer = Trainer(network, optimizer, state, plan, folder, shard)
-    begin = resume(folder, config, trainer, steps) if going_on else Position()
-    refuse_disagreement(begin, shard)
+    position = resume(begin, trainer, shard) if begin is not None else Position()
+    refuse_disagreement(config, trainer, position, shard)
     folder.write_config(configuration.to_yaml(config))
     folder.note([sys.executable, *sys.argv])
     if config.log.tensorboard:
@@ -99,7 +128,7 @@ def train(
         parameters = sum(p.size for p in network.get_parameters())
         print(f"{config.name}: {parameters:,} parameters, {len(train_source)} training pictures, {device} x {shard.count}, "
               f"into {folder.path}", flush=True)  # fmt: skip
-    trainer.run(begin)
+    trainer.run(position)
     if shard.rank == 0:
         finish(config, network, folder, val_source)
 
@@ -128,8 +157,8 @@ def make_plan(
     )
 
 
-def resume(folder: RunFolder, config: Config, trainer: Trainer, steps: int) -> Position:
-    """Load the newest whole checkpoint of a run that has the same configuration and data; returns where it stands."""
+def newest_checkpoint(folder: RunFolder, config: Config, train_source: Source) -> Checkpoint | None:
+    """The newest whole checkpoint of a run that has the same configuration and pictures; None if it has none yet."""
     changed = config.changed_since(configuration.read(folder.config))
     if changed:
         raise UsageError(f"{folder.path}: its config.yaml has another {changed[0]}; resume with the same config, or use --name")
@@ -137,32 +166,50 @@ def resume(folder: RunFolder, config: Config, trainer: Trainer, steps: int) -> P
     candidates = [*reversed(checkpoint.saved(folder.checkpoints)), *([best] if best.exists() else [])]
     for path in candidates:
         try:
-            position = checkpoint.restore(path, trainer.parameters())
+            found = checkpoint.read_run(path)
         except checkpoint.Damaged as error:
             print(f"warning: {error}", file=sys.stderr)
             continue
-        if (position.steps, position.data) != (steps, trainer.plan.fingerprint):
-            raise UsageError(
-                f"{path}: an epoch had {position.steps} steps of other pictures or cards, here it has {steps}; "
-                f"resume with as many cards and the same pictures as before"
-            )
-        if folder.writes:
-            print(f"going on from {path}: step {position.step} of {steps} in epoch {position.epoch + 1}", flush=True)
-        return position
+        if found.position.data != fingerprint(train_source):
+            raise UsageError(f"{path}: it was trained on other pictures; resume with the same ones, or use --name")
+        return found
     if candidates:
         raise RunError(f"{folder.checkpoints}: no checkpoint in it is whole; remove them to begin anew")
     if folder.writes:
         print(f"{folder.path}: no checkpoint to go on from, beginning anew", flush=True)
-    return Position()
+    return None
 
 
-def refuse_disagreement(begin: Position, shard: Shard) -> None:
-    """Raises RunError if the cards do not begin at the same place."""
-    mine = np.array([begin.epoch, begin.step], np.float64)
-    if (sum_over_cards(mine, shard) != shard.count * mine).any():
-        raise RunError(
-            f"the cards found different checkpoints (card {shard.rank}: step {begin.step} of epoch {begin.epoch + 1}); "
-            f"all machines must see the same --runs folder"
+def redivided(config: Config, pictures: int, shard: Shard) -> Config:
+    """The configuration for another number of cards: an update takes the same pictures as before, and learns the same."""
+    result = config.divided(pictures, shard.count)
+    if shard.rank == 0:
+        cards = f"{shard.count} card{'s' * (shard.count > 1)}"
+        print(f"updates of {pictures} pictures as before, now on {cards}: data.batch_size {result.data.batch_size}, "
+              f"optim.accumulate {result.optim.accumulate}", flush=True)  # fmt: skip
+    return result
+
+
+def resume(begin: Checkpoint, trainer: Trainer, shard: Shard) -> Position:
+    """Load a checkpoint."""
+    begin.restore(trainer.parameters())
+    position = begin.position
+    if shard.rank == 0:
+        print(f"going on from {begin.path}: step {position.step} of {position.steps} in epoch {position.epoch + 1}", flush=True)
+    return position
+
+
+def refuse_disagreement(config: Config, trainer: Trainer, position: Position, shard: Shard) -> None:
+    """Raises RunError if the cards are not about to train the same network, from the same place, on the same pictures."""
+    if shard.count > 1:
+        distributed.refuse_disagreement(
+            {
+                "configuration": config.fingerprint(),
+                "training pictures": trainer.plan.fingerprint,
+                "checkpoint to go on from; all machines must see the same --runs folder": position.epoch << 20 | position.step,
+                "weights": checkpoint.fingerprint(trainer.parameters()),
+            },
+            shard,
         )
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Iterable
@@ -33,9 +34,10 @@ class Damaged(RunError):
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: `step` of `steps` batches of `epoch` (from 0) are done; all of them: it is not yet evaluated.
+    """Where a run stands: `step` of `steps` updates of `epoch` (from 0) are done; all of them: it is not yet evaluated.
 
     `best` is the best accuracy so far, in percent; -1: there is none. `data` is a fingerprint of the training pictures.
+    An update takes `pictures`, however they are divided among cards, batches and accumulation.
     """
 
     epoch: int = 0
@@ -43,6 +45,7 @@ class Position:
     steps: int = 0
     best: float = -1.0
     data: int = 0
+    pictures: int = 0
 
     def entries(self) -> list[dict]:
         return [
@@ -156,26 +159,46 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return {name: value.asnumpy() for name, value in entries.items()}
 
 
-def restore(path: Path, parameters: Iterable[Parameter]) -> Position:
-    """Load everything that `save` wrote.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of a run that was read: where the run stood, and all other entries."""
+
+    path: Path
+    position: Position
+    entries: dict[str, np.ndarray]
+
+    def restore(self, parameters: Iterable[Parameter]) -> None:
+        """Load everything that `save` wrote. Raises RunError if it is of another model, naming the first difference."""
+        _load(self.path, self.entries, {p.name: p for p in parameters})
+
+
+def read_run(path: Path) -> Checkpoint:
+    """Read a checkpoint that `save` wrote.
 
     Raises:
-        UsageError, RunError: as `read`, and a checkpoint of another model, naming the first difference.
+        UsageError, Damaged: as `read`, and one that has no position.
     """
     entries = read(path)
-    position = Position()
-    if "trainer.position.epoch" in entries:
-        fields = {field.name: entries.pop(f"trainer.position.{field.name}").item() for field in dataclasses.fields(Position)}
-        position = Position(**fields)
-    _load(path, entries, {p.name: p for p in parameters})
-    return position
+    names = {field.name: f"trainer.position.{field.name}" for field in dataclasses.fields(Position)}
+    if not set(names.values()) <= set(entries):
+        raise Damaged(f"{path}: weights without a position in a run; start from them with another --name")
+    position = Position(**{name: entries.pop(entry).item() for name, entry in names.items()})
+    return Checkpoint(path, position, entries)
+
+
+def fingerprint(parameters: Iterable[Parameter]) -> int:
+    """A checksum of parameters' values."""
+    result = 0
+    for parameter in parameters:
+        result = zlib.crc32(parameter.asnumpy().tobytes(), result)
+    return result
 
 
 def restore_weights(path: Path, network: nn.Cell, averaged: bool = False) -> None:
     """Load a network's weights, or the average of them.
 
     Raises:
-        UsageError, RunError: as `restore`.
+        UsageError, RunError: as `read`, and a checkpoint of another model, naming the first difference.
     """
     entries = read(path)
     if averaged:

@@ -67,7 +67,7 @@ class StepWatch(Callback):
     def __init__(self, trainer: Trainer, phase: Phase, batches: Batches):
         super().__init__()
         self.trainer, self.phase, self.batches = trainer, phase, batches
-        self.epoch, self.step = batches.epoch, batches.first_step
+        self.epoch, self.step = batches.epoch, batches.first_step  # in batches, not updates
         self.pictures = batches.batch_size * trainer.shard.count
         self.seen = 0
         self.compile_s = None
@@ -96,11 +96,16 @@ class StepWatch(Callback):
             self.begun = time.perf_counter()
         else:
             self.timed += done
-        if self.trainer.checks_at(self.position()):
-            self.refuse_overflows()
-        if self.step // self.trainer.plan.log_steps > (self.step - done) // self.trainer.plan.log_steps:
-            self.trainer.folder.log({"step": self.epoch * self.batches.steps + self.step, **self.values()})
-        self.trainer.after_step(self.position())
+        if self.step % self.trainer.plan.accumulate == 0:
+            self.after_update(self.position(), max(1, done // self.trainer.plan.accumulate))
+
+    def after_update(self, position: Position, done: int) -> None:
+        """Only here the run can be saved or stopped: gradients that are gathered are of one card."""
+        if self.trainer.checks_at(position):
+            self.refuse_overflows(position)
+        if position.step // self.trainer.plan.log_steps > (position.step - done) // self.trainer.plan.log_steps:
+            self.trainer.folder.log({"step": position.epoch * position.steps + position.step, **self.values()})
+        self.trainer.after_update(position)
 
     def on_train_epoch_end(self, run_context):
         values = self.values()  # waits for the last step
@@ -115,20 +120,23 @@ class StepWatch(Callback):
         self.epoch, self.step = self.epoch + 1, 0
 
     def position(self) -> Position:
-        return Position(self.epoch, self.step, self.batches.steps, self.trainer.best, self.trainer.plan.fingerprint)
+        plan, each = self.trainer.plan, self.trainer.plan.accumulate
+        return Position(
+            self.epoch, self.step // each, self.batches.steps // each, self.trainer.best, plan.fingerprint, self.pictures * each
+        )
 
     def values(self) -> dict[str, float]:
         return dict(zip(REPORT, self.report.asnumpy().astype(float).tolist()))
 
-    def refuse_overflows(self) -> None:
+    def refuse_overflows(self, position: Position) -> None:
         values = self.values()
         if not self.bar.disable and self.timed:
             speed = self.timed * self.pictures / (time.perf_counter() - self.begun)
             self.bar.set_postfix_str(f"loss {values['loss']:.3f}, {speed:.0f} images/s")
         if values["overflows_in_a_row"] >= self.trainer.plan.max_overflows:
-            saved = self.trainer.save_together(self.position())
+            saved = self.trainer.save_together(position)
             raise RunError(
-                f"epoch {self.epoch + 1}, step {self.step}: {values['overflows_in_a_row']:.0f} updates in a row were not finite "
+                f"epoch {position.epoch + 1}, step {position.step}: {values['overflows_in_a_row']:.0f} updates in a row were not finite "
                 f"(amp.max_overflows) and the loss scale is down to {values['loss_scale']:g}; the weights before them are "
                 f"{'saved' if saved else 'not saved'}. Begin another run (--name) with a lower optim.lr or --amp.dtype float32"
             )
@@ -176,7 +184,7 @@ class Trainer:
         if first < phase.end and step:
             # The rest of an epoch is a data set of its own: all passes of one have the same length.
             if step < begin.steps:
-                self.stretch(model, phase, first, step, 1)
+                self.stretch(model, phase, first, step * self.plan.accumulate, 1)
             else:
                 self.after_epoch(phase, begin, {"train_loss": self.state.mean_loss()})
             first += 1
@@ -196,12 +204,10 @@ class Trainer:
 
     def checks_at(self, position: Position) -> bool:
         """The same on all cards."""
-        return position.step % (UPDATES_BETWEEN_CHECKS * self.plan.accumulate) == 0 or position.step == position.steps
+        return position.step % UPDATES_BETWEEN_CHECKS == 0 or position.step == position.steps
 
-    def after_step(self, position: Position) -> None:
-        """Save if it is time, stop if it was asked for; between updates, since gathered gradients are of one card."""
-        if position.step % self.plan.accumulate:
-            return
+    def after_update(self, position: Position) -> None:
+        """Save if it is time, stop if it was asked for."""
         if self.asked_to_stop(position):
             self.stop_at(position)
         if time.monotonic() - self.saved_at > 60 * self.plan.checkpoint_minutes and position.step < position.steps:

@@ -22,6 +22,20 @@ def decays(parameter: Parameter) -> bool:
     return parameter.ndim == 2
 
 
+_update = ops.MultitypeFuncGraph("update")
+_decay = ops.MultitypeFuncGraph("decay")
+
+
+@_update.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
+def _(power, scale, size, beta1, beta2, epsilon, p, moment1, moment2, gradient):
+    return ops.Adam()(p, moment1, moment2, power, power, size, beta1, beta2, epsilon, gradient * scale)
+
+
+@_decay.register("Tensor", "Tensor")
+def _(rest, p):
+    return ops.Assign()(p, p * rest)
+
+
 class AdamW(nn.Cell):
     """Adam with bias correction and decoupled weight decay, every matrix decayed by lr * weight_decay.
 
@@ -50,8 +64,7 @@ class AdamW(nn.Cell):
         self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
         self.no_power = Tensor(0.0, ms.float32)  # the correction is in the table already
         self.decay = Tensor(weight_decay, ms.float32)
-        self.decayed = tuple(decays(p) and weight_decay > 0 for p in self.parameters)
-        self.adam = ops.Adam()
+        self.matrices = ParameterTuple(p for p in self.parameters if decays(p)) if weight_decay else ()
 
     def construct(self, gradients, scale):
         """Update with gradients * scale (a float32 scalar); returns the learning rate used, float32 scalar."""
@@ -59,13 +72,10 @@ class AdamW(nn.Cell):
         rate = ops.Gather()(self.rates, at, 0)
         size = ops.Gather()(self.step_sizes, at, 0)
         epsilon = ops.Gather()(self.epsilons, at, 0)
-        for i in range(len(self.parameters)):
-            p = self.parameters[i]
-            if self.decayed[i]:
-                ops.Assign()(p, p * (1.0 - rate * self.decay))
-            self.adam(
-                p, self.moment1[i], self.moment2[i], self.no_power, self.no_power,
-                size, self.beta1, self.beta2, epsilon, gradients[i] * scale,
-            )  # fmt: skip
+        # Maps: a loop over hundreds of parameters is unrolled into calls that nest too deep for MindSpore.
+        if self.matrices:
+            ops.HyperMap()(ops.Partial()(_decay, 1.0 - rate * self.decay), self.matrices)
+        update = ops.Partial()(_update, self.no_power, scale, size, self.beta1, self.beta2, epsilon)
+        ops.HyperMap()(update, self.parameters, self.moment1, self.moment2, gradients)
         ops.AssignAdd()(self.step, 1)
         return rate

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -70,6 +71,21 @@ class RunFolder:
             self.lock.close()
         if self.events is not None:
             self.events.close()
+
+    def refuse_no_room(self, checkpoint: int, keep: int) -> None:
+        """Raises UsageError if the folder cannot be written, or has no room for `keep` checkpoints of so many bytes, the best and one
+        being written."""
+        existing = next(folder for folder in (self.path.absolute(), *self.path.absolute().parents) if folder.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK)):
+            raise UsageError(f"{self.path}: the run folder cannot be made in {existing}; choose another --runs")
+        there = len(list(self.checkpoints.glob("*.ckpt")))
+        needed = checkpoint * max(1, keep + 2 - there)
+        free = shutil.disk_usage(existing).free
+        if free < needed:
+            raise UsageError(
+                f"{self.path}: its checkpoints will take {needed / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB free; "
+                f"free some, or use another --runs or a smaller checkpoint.keep"
+            )
 
     def write_config(self, text: str) -> None:
         if self.writes:

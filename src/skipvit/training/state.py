@@ -77,10 +77,9 @@ class TrainingState(nn.Cell):
     ):
         super().__init__(auto_prefix=False)
         self.weights, self.decay, self.accumulate = weights, ema_decay, accumulate
-        self.scaler = amp.DynamicLossScaler(float(loss_scale or 1), 2, window)
-        self.dynamic = loss_scale is not None
-        self.loss_scale, self.good_steps = self.scaler.scale_value, self.scaler.counter
-        self.loss_scale.name, self.good_steps.name = "trainer.loss_scale", "trainer.good_steps"
+        self.dynamic, self.window = loss_scale is not None, window
+        self.loss_scale = Parameter(Tensor(float(loss_scale or 1), ms.float32), name="trainer.loss_scale", requires_grad=False)
+        self.good_steps = _counter("good_steps", ms.int32)  # since the loss scale changed
         self.ema = weights.clone(prefix="ema", init="same") if ema_decay else None
         self.spare = weights.clone(prefix="spare", init="zeros") if ema_decay else None
         self.gradients = weights.clone(prefix="gradients", init="zeros") if accumulate > 1 else None
@@ -96,6 +95,21 @@ class TrainingState(nn.Cell):
         if ema_decay:
             self.put_aside, self.put_back = Copy(weights, self.spare), Copy(self.spare, weights)
             self.put_average = Copy(self.ema, weights)
+
+    def adjust(self, finite):
+        """Dynamic loss scale (arXiv 1710.03740): half of it after an overflow, twice after `window` updates without.
+
+        MindSpore's `amp.DynamicLossScaler` does the same with operators that Ascend 910A has no AI Core kernels for.
+
+        Args:
+            finite: float32 scalar, 1 if the gradients are, else 0.
+        """
+        due = ops.Cast()(ops.Equal()(self.good_steps, self.window - 1), ms.float32)
+        larger = ops.Minimum()(self.loss_scale * (1.0 + due), 2.0**127)
+        smaller = ops.Maximum()(self.loss_scale * 0.5, 1.0)
+        ops.Assign()(self.loss_scale, larger * finite + smaller * (1.0 - finite))
+        ops.Assign()(self.good_steps, (self.good_steps + 1) * ops.Cast()(finite * (1.0 - due), ms.int32))
+        return 0
 
     def saved(self) -> list[Parameter]:
         """Its own parameters that belong to a checkpoint."""

@@ -142,6 +142,7 @@ class TrainStep(nn.Cell):
         self.cards, self.total = cards, AllSum()
         self.accumulate = state.accumulate
         self.one = Tensor(1.0, ms.float32)
+        self.largest = Tensor(np.finfo(np.float32).max, ms.float32)
         self.value_and_gradient = ms.value_and_grad(loss, grad_position=None, weights=self.weights)
 
     def construct(self, images, labels, noise, mix):
@@ -180,7 +181,7 @@ class TrainStep(nn.Cell):
         ops.AssignAdd()(state.overflows, 1.0 - finite)
         ops.Assign()(state.overflows_in_a_row, (state.overflows_in_a_row + 1.0) * (1.0 - finite))
         if state.dynamic:
-            state.scaler.adjust(finite > 0.5)
+            state.adjust(finite)
         return 0
 
     def apply(self, gradients, norm, unscale):
@@ -193,10 +194,11 @@ class TrainStep(nn.Cell):
         return 0
 
     def count(self, loss):
-        """The epoch's mean loss is over the finite ones."""
-        finite = ops.IsFinite()(loss)
-        ops.AssignAdd()(self.state.loss_sum, ops.Select()(finite, loss, ops.ZerosLike()(loss)))
-        ops.AssignAdd()(self.state.losses, ops.Cast()(finite, ms.float32))
+        """The epoch's mean loss is over the finite ones; each update weighs the same, of however many batches it is."""
+        finite = ops.LessEqual()(ops.Abs()(loss), self.largest)  # Ascend 910A has no IsFinite kernel on its AI cores
+        share = 1.0 / self.accumulate
+        ops.AssignAdd()(self.state.loss_sum, ops.Select()(finite, loss, ops.ZerosLike()(loss)) * share)
+        ops.AssignAdd()(self.state.losses, ops.Cast()(finite, ms.float32) * share)
         return 0
 
 

@@ -1,0 +1,5 @@
+"""`python -m skipvit` is `skipvit`."""
+
+from skipvit.cli import main
+
+main()
