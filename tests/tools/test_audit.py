@@ -132,10 +132,10 @@ def test_what_cannot_be_is_refused_in_one_line(file, capsys, words, said):
 
 
 def shipped(name: str, **changes) -> configuration.Config:
-    return configuration.read(CONFIGS / f"{name}_imagenet.yaml").model_copy(update=changes)
+    return configuration.read(CONFIGS / f"{name}.yaml").model_copy(update=changes)
 
 
-@pytest.mark.parametrize("size", ["small", "base", "large"])
+@pytest.mark.parametrize("size", ["small_imagenet", "base_imagenet", "large_imagenet", "small_imagenet384"])
 def test_the_dense_graphs_of_twins_are_the_same(size):
     """So that the audit of one stands for the other."""
     allowed = {"name", "routes", "phases.dense_warmup_epochs"}
@@ -143,13 +143,13 @@ def test_the_dense_graphs_of_twins_are_the_same(size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["skipvit_small", "skipvit_base", "skipvit_large"])
+@pytest.mark.parametrize("name", ["small_imagenet", "base_imagenet", "large_imagenet", "small_imagenet384"])
 def test_shipped_networks_pass(name):
-    assert not wrong(audit(shipped(name), cards=8))
+    assert not wrong(audit(shipped(f"skipvit_{name}"), cards=8))
 
 
 @pytest.mark.slow
 def test_shipped_conservative_network_passes():
-    """Its dense graphs are those of skipvit_small."""
-    config = shipped("skipvit_conservative_small", phases=configuration.PhasesConfig(dense_warmup_epochs=0))
+    """Its dense graphs are those of skipvit_small_imagenet."""
+    config = shipped("skipvit_conservative_small_imagenet", phases=configuration.PhasesConfig(dense_warmup_epochs=0))
     assert not wrong(audit(config, cards=8))
