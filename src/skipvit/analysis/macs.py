@@ -1,4 +1,7 @@
-"""Multiply-accumulates of one forward, by formula."""
+"""Multiply-accumulates of a network by formula, by part and by block.
+
+Counted are matrix products; norms, softmax, GELU and the gathering and scattering of tokens are not.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,90 @@ from skipvit.models.routing import ATTENTION_SCORERS, Span
 from skipvit.models.sizes import Size
 
 
+def sequences(depth: int, tokens: int, spans: tuple[Span, ...] = ()) -> tuple[int, ...]:
+    """Tokens that each block sees, [CLS] and fused ones included."""
+    result = [1 + tokens] * depth
+    for span in spans:
+        result[span.start : span.end] = [span.sequence] * (span.end - span.start)
+        if not span.restore:
+            result[span.end :] = [span.sequence] * (depth - span.end)
+    return tuple(result)
+
+
+def block_parts(sequence: int, width: int) -> dict[str, int]:
+    """One block on `sequence` tokens: q, k, v and output projection 4 N d^2, attention 2 N^2 d, MLP 8 N d^2."""
+    return {
+        "attention projections": 4 * sequence * width**2,
+        "attention": 2 * sequence**2 * width,
+        "MLP": 8 * sequence * width**2,
+    }
+
+
 def block_macs(sequence: int, width: int) -> int:
-    """One block on `sequence` tokens: projections 4 N d^2, attention 2 N^2 d, MLP 8 N d^2."""
-    return 12 * sequence * width**2 + 2 * sequence**2 * width
+    return sum(block_parts(sequence, width).values())
 
 
-def forward_macs(size: Size, patch: int, tokens: int, classes: int, spans: tuple[Span, ...] = ()) -> int:
+def forward_parts(
+    size: Size, patch: int, tokens: int, classes: int, spans: tuple[Span, ...] = (), formulation: str = "gather"
+) -> dict[str, int]:
+    """Multiply-accumulates of one picture's forward, dense or along routes, by part.
+
+    Args:
+        formulation: of the routes; `matmul` moves tokens by matrix products, 0.3 % of ViT-S/16.
+    """
+    width = size.width
+    parts = {"patch embedding": tokens * 3 * patch**2 * width}
+    for sequence in sequences(size.depth, tokens, spans):
+        for name, macs in block_parts(sequence, width).items():
+            parts[name] = parts.get(name, 0) + macs
+    parts["head"] = width * classes
+    if spans:
+        moves = formulation == "matmul"
+        parts["scorers"] = sum(_scorer_macs(span, before, width, moves) for span, before in zip(spans, (None, *spans)))
+        parts["fused tokens"] = sum(_entering(span) * width for span in spans if span.fuse)
+        parts["moving tokens"] = sum((1 + span.restore) * _move_macs(span, width) for span in spans) if moves else 0
+    return parts
+
+
+def forward_macs(
+    size: Size, patch: int, tokens: int, classes: int, spans: tuple[Span, ...] = (), formulation: str = "gather"
+) -> int:
     """Multiply-accumulates of one picture's forward, dense or along routes.
 
-    Counts patch projection, blocks, head, and the scorers' [CLS] rows; norms, softmax and the moving of tokens are not
-    counted (the `matmul` formulation adds 2 * kept * tokens * width a restoring route, 0.3 % of ViT-S/16).
     The dense ViT-S/16 at 224 has 4.599 G; the formula reproduces EViT's published 4.0 to 2.3 G.
     """
-    total = tokens * 3 * patch**2 * size.width + size.width * classes
-    sequence, at, previous = 1 + tokens, 0, None
-    for span in spans:
-        total += (span.start - at) * block_macs(sequence, size.width)
-        total += (span.end - span.start) * block_macs(span.sequence, size.width)
-        if span.scorer in ATTENTION_SCORERS:
-            total += sequence * size.width
-            if previous is not None and previous.restore and previous.end == span.start:
-                # Keys (and values, if read) of the tokens that bypassed the block before.
-                total += sequence * size.width**2 * (2 if span.scorer == "cls_attention_value" else 1)
-        if not span.restore:
-            sequence = span.sequence
-        at, previous = span.end, span
-    return total + (size.depth - at) * block_macs(sequence, size.width)
+    return sum(forward_parts(size, patch, tokens, classes, spans, formulation).values())
+
+
+def training_macs(
+    size: Size, patch: int, tokens: int, classes: int, spans: tuple[Span, ...] = (), formulation: str = "gather"
+) -> int:
+    """Multiply-accumulates of one picture's forward and backward.
+
+    The backward of a product is two, one for each factor; the pictures need no gradient, nor do scores and selections.
+    """
+    parts = forward_parts(size, patch, tokens, classes, spans, formulation)
+    times = {"patch embedding": 2, "scorers": 1, "fused tokens": 2, "moving tokens": 2}
+    return sum(times.get(name, 3) * macs for name, macs in parts.items())
+
+
+def _entering(span: Span) -> int:
+    """Tokens of the sequence that a route selects from."""
+    return 1 + span.tokens + span.extras
+
+
+def _scorer_macs(span: Span, before: Span | None, width: int, moves: bool) -> int:
+    """The [CLS] row; and where a route follows another at once, keys (and values, if read) of the tokens that bypassed the block before,
+    which come back for it."""
+    if span.scorer not in ATTENTION_SCORERS:
+        return 0
+    macs = _entering(span) * width
+    if before is not None and before.restore and before.end == span.start:
+        macs += _entering(span) * width**2 * (2 if span.scorer == "cls_attention_value" else 1)
+        macs += _move_macs(before, width) if moves else 0
+    return macs
+
+
+def _move_macs(span: Span, width: int) -> int:
+    """A 0/1 matrix times tokens, into the route or out of it."""
+    return (1 + span.kept + span.extras) * _entering(span) * width
