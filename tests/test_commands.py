@@ -1,6 +1,7 @@
 """The real commands, from a config to a trained and evaluated run, and what they say to wrong input."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -185,3 +186,10 @@ def test_train_names_a_bad_picture_and_a_wrong_number_of_classes(trained, folder
 def test_an_unknown_command_is_named():
     result = command(ROOT, "-c", "from skipvit.cli import main; main()", "trian")
     assert result.returncode == 2 and "trian is not a command" in result.stderr
+
+
+def test_mindspores_cache_of_graphs_is_left_out(monkeypatch, capsys):
+    monkeypatch.setenv("MS_COMPILER_CACHE_ENABLE", "1")
+    assert run("cost", ["--config", str(ROOT / "configs/vit_mini_shapes_cpu.yaml")]) == 0
+    assert "warning: MS_COMPILER_CACHE_ENABLE is left out" in capsys.readouterr().err
+    assert "MS_COMPILER_CACHE_ENABLE" not in os.environ

@@ -26,6 +26,9 @@ def run(command: str, words: list[str]) -> int:
     """Run a command; 0: it did what was asked, 1: it failed, 2: it was asked for the impossible, 3: stopped and saved."""
     # MindSpore's own log repeats, over many lines, what the one line below says. GLOG_v=2 brings it back.
     os.environ.setdefault("GLOG_v", "4")
+    # MindSpore's cache of compiled graphs takes one graph for another, see docs/details.md.
+    if os.environ.pop("MS_COMPILER_CACHE_ENABLE", "0") not in ("", "0"):
+        print("warning: MS_COMPILER_CACHE_ENABLE is left out: the cache would train with another run's learning rate", file=sys.stderr)
     try:
         return importlib.import_module(COMMANDS[command][0]).main(words) or 0  # launch returns that of its processes
     except UsageError as error:
