@@ -189,8 +189,10 @@ def test_other_cards_share_the_pictures_of_an_update(batch, pictures, cards, exp
 
 
 def test_cards_that_cannot_share_an_update_are_refused_with_those_that_can():
-    with pytest.raises(UsageError, match="run: its updates take 1024 pictures, .* 6 cards .*; resume with 1, 2, 4, 8 or 16 cards"):
+    with pytest.raises(UsageError, match="run: its updates take 1024 pictures, .* 6 cards .*; numbers of cards that can: 1, 2, 4, 8, 16$"):
         Config().divided(1024, 6)
+    with pytest.raises(UsageError, match="would make 1031 batches of 2 of them; use a data.batch_size that divides 2062"):
+        Config(data={"batch_size": 1000}).divided(2062, 1)
 
 
 def test_machines_with_other_paths_have_the_same_fingerprint_and_with_other_rates_not():

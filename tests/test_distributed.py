@@ -28,6 +28,7 @@ routes: [{{start: 1, end: 2, keep_ratio: 0.5, scorer: {scorer}}}]
 phases: {{dense_warmup_epochs: {dense}}}
 data: {{kind: shapes, batch_size: {batch}, train_size: {pictures}, val_size: 31}}
 optim: {{epochs: {epochs}, warmup_epochs: 1, epsilon: {epsilon}}}
+ema: {{decay: 0.9}}
 checkpoint: {{keep: 10}}
 """
 
@@ -109,6 +110,7 @@ def test_two_ranks_train_like_one_with_twice_the_batch(tmp_path):
         for name, value in weights["one"].items():
             if not name.startswith(("optimizer.", "trainer.")):
                 assert np.abs(value - weights["two"][name]).max() < 1e-5, name
+        assert any(name.startswith("ema.") for name in weights["one"])
 
 
 def test_four_ranks_finish_and_evaluations_on_one_two_and_three_count_alike(tmp_path):
@@ -133,7 +135,7 @@ def test_two_nodes_train_together(tmp_path):
     nodes = []
     for number in range(2):
         log = tmp_path / f"node_{number}.txt"
-        words = [LAUNCHER, "--nnodes", 2, "--node_rank", number, "--master_port", address, "--log_dir", f"logs_{number}", 1, *config]
+        words = [LAUNCHER, "--nnodes", 2, "--node_rank", number, "--master_port", address, 1, *config]
         with open(log, "w") as file:
             nodes.append(subprocess.Popen(list(map(str, words)), cwd=tmp_path, env=ENVIRONMENT, stdout=file, stderr=file))
         if number == 0:  # both are the same machine here, so both msrun would start a scheduler: the first one's is to have the port
@@ -147,7 +149,7 @@ def test_two_nodes_train_together(tmp_path):
         assert node.wait(200) == 0, (tmp_path / f"node_{number}.txt").read_text()
     assert "cpu x 2" in (tmp_path / "node_0.txt").read_text()
     assert records(tmp_path, "nodes")[-1]["val"]["routed"]["pictures"] == 31
-    assert (tmp_path / "logs_1/worker_1.log").exists() and not of_run(tmp_path)
+    assert (tmp_path / "logs/nodes/worker_1.log").exists() and not of_run(tmp_path)
 
 
 def test_a_killed_rank_is_named_nothing_is_left_and_the_run_goes_on_with_two_ranks_and_with_one(tmp_path):
@@ -223,6 +225,8 @@ def test_sigterm_reaches_all_ranks_one_checkpoint_results_and_resuming_ends_the_
     process.terminate()
     assert process.wait(60) == 3 and not of_run(folder)
     assert "stopped after" in (folder / "log.txt").read_text()
+    names = [path.name for path in saved(folder / "runs/run/checkpoints")]
+    assert len(names) == 2 and names[0] == "epoch_0001_step_000020.ckpt", names  # of the first epoch's end, and of the stop
     again = launch(folder, *command)
     assert again.returncode == 0 and "going on from" in again.stdout
     ends = [last_weights(tmp_path / name, "run") for name in ("whole", "stopped")]

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import yaml
 
 from skipvit.cli import run
 from skipvit.training import checkpoint
+from skipvit.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 CONFIG = {
@@ -149,3 +151,26 @@ def wait(condition, process):
     while not condition():
         assert process.poll() is None, "ended too early"
         time.sleep(0.002)
+
+
+def test_a_run_goes_on_in_mid_epoch_with_its_updates_divided_otherwise(tmp_path):
+    """Eight batches of 4 instead of two of 16 make the same updates from the second epoch on: same pictures, same rates, same end but for rounding."""
+    changes = {"augment": {}, "optim": CONFIG["optim"] | {"epsilon": 1.0e-2}, "checkpoint": {"minutes": 1e-5, "keep": 100}}
+    for name in ("whole", "divided"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.yaml").write_text(yaml.safe_dump(CONFIG | changes))
+    words = ["--config", str(tmp_path / "whole/run.yaml"), "--resume", "auto", "--runs"]
+    assert run("train", [*words, str(tmp_path / "whole/runs")]) == 0
+    shutil.copytree(tmp_path / "whole/runs", tmp_path / "divided/runs")
+    for path in checkpoints(tmp_path / "divided"):
+        if path.name > "epoch_0002_step_000004.ckpt":
+            path.unlink()
+    (tmp_path / "divided/runs/run/checkpoints/best.ckpt").unlink()
+    assert run("train", [*words, str(tmp_path / "divided/runs"), "--data.batch_size", "4"]) == 0
+    ends = [checkpoint.read(checkpoints(tmp_path / name)[-1]) for name in ("whole", "divided")]
+    for name, value in ends[0].items():
+        if not name.startswith(("optimizer.moment", "trainer.")):
+            assert np.abs(value - ends[1][name]).max() < 1e-5, name
+    records = [RunFolder(tmp_path / name / "runs/run").records() for name in ("whole", "divided")]
+    assert [r["lr"] for r in records[0]] == [r["lr"] for r in records[1]]
+    assert np.allclose([r["train_loss"] for r in records[0]], [r["train_loss"] for r in records[1]], atol=1e-5)

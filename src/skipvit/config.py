@@ -22,6 +22,9 @@ from skipvit.models.routing import Route, Span, resolve
 from skipvit.models.sizes import SIZES, Size, SizeName
 
 
+MOST_ACCUMULATION = 1024
+
+
 class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -143,7 +146,7 @@ class OptimConfig(Group):
     """peak learning rate"""
     reference_batch: int | None = Field(None, gt=0)
     """pictures an update that lr is meant for: it is scaled by cards x batch_size x accumulate / this; null: not scaled"""
-    accumulate: int = Field(1, gt=0, le=1024)
+    accumulate: int = Field(1, gt=0, le=MOST_ACCUMULATION)
     """batches whose gradients make one update"""
     min_lr: float = Field(1e-5, ge=0)
     """learning rate at the end"""
@@ -311,13 +314,18 @@ class Config(BaseSettings):
             UsageError: the cards cannot share them equally.
         """
         if pictures % cards:
-            fitting = [str(count) for count in range(1, 4 * cards) if pictures % count == 0]
+            fitting = ", ".join(str(count) for count in range(1, 4 * cards) if pictures % count == 0)
             raise UsageError(
                 f"{self.name}: its updates take {pictures} pictures, which {cards} cards cannot share equally; "
-                f"resume with {', '.join(fitting[:-1])} or {fitting[-1]} cards"
+                f"numbers of cards that can: {fitting}"
             )
         share = pictures // cards
         batch = next(size for size in range(min(self.data.batch_size, share), 0, -1) if share % size == 0)
+        if share // batch > MOST_ACCUMULATION:
+            raise UsageError(
+                f"{self.name}: its updates take {pictures} pictures, {share} a card, and data.batch_size {self.data.batch_size} would "
+                f"make {share // batch} batches of {batch} of them; use a data.batch_size that divides {share}"
+            )
         data, optim = {"batch_size": batch}, {"accumulate": share // batch}
         return self.model_copy(update={"data": self.data.model_copy(update=data), "optim": self.optim.model_copy(update=optim)})
 

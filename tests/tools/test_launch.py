@@ -11,7 +11,7 @@ from skipvit.cli import run
 from skipvit.errors import UsageError
 from skipvit.tools import launch
 from skipvit.training import distributed
-from skipvit.training.processes import Job
+from skipvit.training.processes import Job, members
 from skipvit.training.rank_table import Card, cards_of
 
 CONFIG = """
@@ -39,6 +39,9 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "text.json").write_text("rank 0: card 0")
     (tmp_path / "two.json").write_text(table([(0, 0), (1, 1)]))
     (tmp_path / "twice.json").write_text(table([(0, 0), (1, 0)]))
+    (tmp_path / "card.json").write_text(table([(0, 0), (0, 1)]))
+    (tmp_path / "seven.json").write_text(table([(0, 0), (7, 1)]))
+    (tmp_path / "huge.json").write_text('{"server_list": [{"device": [{"device_id": 0, "rank_id": 1e999}]}]}')
     return tmp_path
 
 
@@ -111,6 +114,9 @@ def test_devices_that_may_not_be_used_do_not_count(two_cards, monkeypatch):
     ("text.json", 2, "text.json: the rank table is not JSON"),
     ("notes.json", 2, "notes.json: not a rank table of version 1.0"),
     ("two.json", 1, "two.json: server 0 of the rank table has 2 cards, the run 1 on each server"),
+    ("card.json", 2, "card.json: server 0 of the rank table has the same device_id twice"),
+    ("seven.json", 2, "seven.json: the rank table has device_id 7, this machine has 0, 1"),
+    ("huge.json", 2, "huge.json: not a rank table of version 1.0 (OverflowError"),
     ("twice.json", 2, "twice.json: the ranks of the rank table are not 0 to 1, each once"),
 ])  # fmt: skip
 def test_a_bad_rank_table_is_one_line(two_cards, name, count, expected, capsys):
@@ -130,7 +136,8 @@ def test_a_start_by_rank_table_sets_what_mindspore_reads(tmp_path, monkeypatch, 
     show = "import os; print({k: os.environ[k] for k in ('RANK_TABLE_FILE', 'RANK_ID', 'RANK_SIZE', 'DEVICE_ID')})"
     monkeypatch.setattr(launch, "command", lambda options: ["-c", show + "; import time; time.sleep(0.5)"])
     options = argparse.Namespace(nnodes=2, cards=2, rank_table=str(tmp_path / "table.json"))
-    ranks = launch.start_directly(options, [Card(4, 2), Card(5, 3)], tmp_path)
+    launch.start_directly(options, [Card(4, 2), Card(5, 3)], tmp_path)
+    ranks = [member for member in members(tmp_path) if member.rank is not None]
     assert [member.rank for member in ranks] == [2, 3] and Job(ranks, None).follow() == 0
     expected = {"RANK_TABLE_FILE": str(tmp_path / "table.json"), "RANK_ID": "3", "RANK_SIZE": "4", "DEVICE_ID": "5"}
     assert (tmp_path / "worker_3.log").read_text().strip() == str(expected)
@@ -139,8 +146,30 @@ def test_a_start_by_rank_table_sets_what_mindspore_reads(tmp_path, monkeypatch, 
 def test_one_process_needs_no_msrun_and_its_exit_code_is_the_launchers(folder, monkeypatch, capsys):
     assert run("launch", ["1", "--config", "run.yaml", "--optim.lr", "1e30", "--optim.clip_norm", "0", "--amp.max_overflows", "1"]) == 1
     out, err = capsys.readouterr()
-    assert out.startswith("1 processes, their output in logs\nrun: ") and err.startswith("error: rank 0: ")
-    assert not (folder / "logs/scheduler.log").exists()
+    assert out.startswith("1 process, output in logs/run\nrun: ") and err.startswith("error: rank 0: ")
+    assert not (folder / "logs/run/scheduler.log").exists()
+
+
+def test_two_launchers_do_not_share_their_logs(tmp_path):
+    with launch.own_logs(tmp_path, range(2), 0):
+        (tmp_path / "worker_0.log").touch()
+        with pytest.raises(UsageError, match="another launcher writes its logs there"), launch.own_logs(tmp_path, range(2), 0):
+            pass
+        with launch.own_logs(tmp_path, range(2, 4), 1):  # another machine's part
+            assert (tmp_path / "worker_0.log").exists()
+    with launch.own_logs(tmp_path, range(2), 0):
+        assert not (tmp_path / "worker_0.log").exists()
+
+
+def test_traces_of_another_job_are_not_handed_on(monkeypatch):
+    monkeypatch.setenv("MS_WORKER_NUM", "8")
+    monkeypatch.setenv("RANK_TABLE_FILE", "old.json")
+    assert not {"MS_WORKER_NUM", "RANK_TABLE_FILE"} & set(launch.own_environment())
+
+
+def test_several_machines_with_a_loopback_address_are_warned(folder, capsys):
+    launch.check_port(argparse.Namespace(nnodes=2, node_rank=1, master_addr="127.0.0.1", master_port=8118))
+    assert capsys.readouterr().err.startswith("warning: --master_addr 127.0.0.1")
 
 
 def test_help_lists_the_options(capsys):

@@ -10,8 +10,9 @@ import time
 import psutil
 import pytest
 
+from skipvit.errors import RunError
 from skipvit.training import processes
-from skipvit.training.processes import Job, Member, last_words, members
+from skipvit.training.processes import Job, Member, last_words, members, refuse_missing
 
 
 @pytest.fixture
@@ -105,15 +106,60 @@ def test_a_second_signal_kills(job, capsys):
     ask(running, count=2)
     begun = time.monotonic()
     assert running.follow() == 130 and time.monotonic() - begun < 20
-    assert "stopped before all of it was saved" in capsys.readouterr().err
+    assert capsys.readouterr().err == "stopped at once; what had been saved before is there\n"
 
 
-def test_what_a_rank_started_ends_with_it(job, tmp_path):
+@pytest.mark.parametrize("ends", ["os._exit(1)", "time.sleep(60)"])
+def test_what_a_rank_started_ends_with_it(job, tmp_path, ends):
     child = f"import subprocess; c = subprocess.Popen(['sleep', '60']); open('{tmp_path}/child', 'w').write(str(c.pid))\n"
-    running = job(child + "time.sleep(60)", f"\nwhile not os.path.exists('{tmp_path}/child'): time.sleep(0.02)\nsys.exit(1)")
+    running = job(child + ends, f"\nwhile not os.path.exists('{tmp_path}/child'): time.sleep(0.02)\ntime.sleep(0.2)\nsys.exit(1)")
     assert running.follow() == 1
     number = int((tmp_path / "child").read_text())
     assert not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
+
+
+def test_nothing_is_left_when_the_launcher_itself_goes_wrong(job, monkeypatch):
+    running = job("time.sleep(60)", "time.sleep(60)")
+    monkeypatch.setattr(running, "look", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        running.follow()
+    assert [member.exit_code for member in running.ranks] == [-signal.SIGKILL] * 2
+
+
+def test_output_that_nobody_reads_any_more_stops_nothing(job, monkeypatch):
+    def gone(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    assert job("print('epoch 1', flush=True); time.sleep(0.5); print('epoch 2')").follow() == 0
+
+
+def test_a_rank_that_ended_as_it_began_is_named_and_the_others_are_ended(job, tmp_path):
+    running = job("time.sleep(60)", "print('no such library'); sys.exit(127)")
+    while running.ranks[1].process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.02)
+    with pytest.raises(RunError, match=r"rank 1 ended as it began; the end of .*worker_1.log:\n  no such library"):
+        refuse_missing(members(tmp_path), [0, 1], tmp_path)
+    assert not psutil.pid_exists(running.ranks[0].process.pid) or running.ranks[0].process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_failure_is_told_although_a_stop_was_asked_for(job, capsys):
+    fails = "\ndef stop(*_):\n    print('error: disk gone')\n    sys.exit(1)\nsignal.signal(signal.SIGTERM, stop)\nprint('ready', flush=True)\ntime.sleep(60)"
+    running = job(SAVES, fails)
+    ask(running)
+    assert running.follow() == 1
+    assert capsys.readouterr().err == "error: rank 1: disk gone\n"
+
+
+def test_a_scheduler_that_lingers_is_ended_and_one_that_fails_ends_the_run(job, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(processes, "SCHEDULER_ENDS_WITHIN_S", 0.5)
+    running = job("time.sleep(0.3)", "time.sleep(60)")
+    running.ranks, running.scheduler = running.ranks[:1], Member(running.ranks[1].process, None, tmp_path / "scheduler.log")
+    assert running.follow() == 0 and running.scheduler.exit_code == -signal.SIGKILL
+    running = job("time.sleep(60)", "sys.exit(4)")
+    running.ranks, running.scheduler = running.ranks[:1], Member(running.ranks[1].process, None, tmp_path / "scheduler.log")
+    assert running.follow() == 4
+    assert "the scheduler ended with exit code 4" in capsys.readouterr().err
 
 
 def test_children_are_told_apart_by_their_environment(tmp_path):

@@ -50,14 +50,18 @@ def main(words: list[str]) -> None:
         print(json.dumps(result) if options.json else as_text(result))
 
 
-def check(words: list[str], shard: Shard) -> Config:
+def read(words: list[str]) -> Config:
+    """The configuration of a command line. Raises UsageError."""
+    return configuration.from_words(parser(), words, default_config)[0]
+
+
+def check(words: list[str], shard: Shard) -> None:
     """Raise what an evaluation would raise before its first step, without a device."""
     config, options = configuration.from_words(parser(), words, default_config)
     path = checkpoint_of(options)
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint")
     open_source(config, "val")
-    return config
 
 
 def default_config(options) -> str:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterable, Iterator
 
 from skipvit import config as configuration
-from skipvit.config import Config
 from skipvit.data.pipeline import Shard
 from skipvit.errors import RunError, UsageError
 from skipvit.tools import evaluate, train
 from skipvit.training import distributed
-from skipvit.training.processes import Job, Member, adopt_orphans, members
+from skipvit.training.processes import JOB, LAUNCHER, Job, adopt_orphans, end, members, refuse_missing
 from skipvit.training.rank_table import Card, cards_of
 
+MSRUN_ENDS_WITHIN_S = 120  # it imports MindSpore and, to bind cores, asks for the cards
 EPILOG = """examples:
   ./run_distributed.sh 8 --config configs/skipvit_small_imagenet.yaml --data.path /data/imagenet
   ./run_distributed.sh 8 --config configs/skipvit_small_imagenet.yaml --data.path /data/imagenet --resume auto
@@ -26,8 +30,8 @@ EPILOG = """examples:
   ./run_distributed.sh --nnodes 2 --node_rank 0 --master_addr 10.0.0.1 8 --config ...   on each of two machines, node_rank 0 and 1
   ./run_distributed.sh 2 --device cpu                                                   two processes on this CPU
 
-exit codes: 0 done, 1 failed, 2 refused before it began, 3 stopped by SIGTERM or Ctrl-C and saved (a second one kills),
-128 + N a process was ended by signal N"""
+exit codes: 0 done, 1 failed, 2 refused before it began, 3 stopped by SIGTERM, SIGHUP or Ctrl-C and saved (a second one kills),
+130 stopped without saving, 128 + N a process was ended by signal N"""
 
 
 def parser() -> configuration.OneLineParser:
@@ -41,7 +45,7 @@ def parser() -> configuration.OneLineParser:
     result.add_argument("--master_port", type=int, default=8118, metavar="PORT", help="a free port of machine 0 (default: 8118)")
     result.add_argument("--rank_table", metavar="FILE", help="start by rank table instead of msrun (Ascend only)")
     result.add_argument("--bind_core", action="store_true", help="have msrun bind each process to CPU cores near its card")
-    result.add_argument("--log_dir", default="logs", metavar="FOLDER", help="folder of worker_<rank>.log (default: logs)")
+    result.add_argument("--log_dir", metavar="FOLDER", help="folder of worker_<rank>.log (default: logs/<run>)")
     result.add_argument("cards", metavar="CARDS", help="number of cards, or processes, on this machine")
     result.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="options of train.py (with --eval: of eval.py)")
     return result
@@ -50,44 +54,65 @@ def parser() -> configuration.OneLineParser:
 def main(words: list[str]) -> int:
     options = parser().parse_args(words)
     check_words(options)
-    config = check_run(options)
-    check_devices(options, distributed.choose(config.device), ascend_devices())
+    config = (evaluate if options.eval else train).read(options.words)  # what is cheap to see comes first
+    found = ascend_devices()
+    check_devices(options, distributed.choose(config.device), found)
     cards = None
     if options.rank_table:
         cards = cards_of(Path(options.rank_table), options.node_rank, options.nnodes, options.cards)
+        refuse_unknown(cards, found, options.rank_table)
     elif options.nnodes * options.cards == 1:
         cards = [Card(0, 0)]  # which needs no msrun
     else:
         check_port(options)
-    log_dir = Path(options.log_dir)
+    first = cards[0].rank if cards else options.node_rank * options.cards
+    (evaluate if options.eval else train).check(options.words, Shard(first, options.nnodes * options.cards))
+    log_dir = Path(options.log_dir or Path("logs") / (config.name + "_eval" * options.eval))
+    with own_logs(log_dir, range(first, first + options.cards), options.node_rank):
+        print(f"{options.cards} process{'es' * (options.cards > 1)}, output in {log_dir}", flush=True)
+        return follow(options, cards, log_dir)
+
+
+@contextmanager
+def own_logs(log_dir: Path, ranks: Iterable[int], node_rank: int) -> Iterator[None]:
+    """The folder of the logs, without those of a run before, and kept from another launcher of this machine's part.
+
+    Raises:
+        UsageError: a launcher that runs writes there.
+    """
     log_dir.mkdir(parents=True, exist_ok=True)
-    for old in [*log_dir.glob("worker_*.log"), log_dir / "scheduler.log"]:
-        old.unlink(missing_ok=True)
-    print(f"{options.cards} processes, their output in {log_dir}", flush=True)
-    adopt_orphans()
-    return follow(options, cards, log_dir)
+    with open(log_dir / f".launcher_{node_rank}", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{log_dir}: another launcher writes its logs there; use another --log_dir, or wait for its end") from None
+        except OSError:
+            pass  # a file system without locks
+        for rank in ranks:
+            (log_dir / f"worker_{rank}.log").unlink(missing_ok=True)
+        yield
 
 
 def follow(options: argparse.Namespace, cards: list[Card] | None, log_dir: Path) -> int:
     """Start the processes and stay with them to the end, whatever signals come."""
     stops: list[int] = []
-    asked = {number: signal.signal(number, lambda *_: stops.append(1)) for number in (signal.SIGINT, signal.SIGTERM)}
+    asked = {number: signal.signal(number, lambda *_: stops.append(1)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    adopt_orphans()
     try:
-        found = start_by_msrun(options, log_dir) if cards is None else start_directly(options, cards, log_dir)
+        start_by_msrun(options, log_dir, stops) if cards is None else start_directly(options, cards, log_dir)
+        found = members(log_dir)
+        first = options.node_rank * options.cards
+        expected = [card.rank for card in cards] if cards else list(range(first, first + options.cards))
+        refuse_missing(found, expected, log_dir)
         ranks = [member for member in found if member.rank is not None]
-        # A machine other than the first needs no scheduler; msrun starts one where both are the same machine.
-        scheduler = next((member for member in found if member.rank is None), None)
-        if not ranks:
-            raise RunError(f"no process stayed alive; see {log_dir}")
-        job = Job(ranks, scheduler if options.node_rank == 0 else None)
+        # msrun starts a second scheduler where two machines are one; it is ended, and of no other concern.
+        others = [member for member in found if member.rank is None]
+        job = Job(ranks, others[0] if others and options.node_rank == 0 else None, saves=not options.eval)
         for number in asked:
             signal.signal(number, job.ask_to_stop)
-        if stops:
+        for _ in stops[:2]:
             job.ask_to_stop()
-        result = job.follow()
-        if scheduler is not None and options.node_rank > 0:
-            scheduler.process.kill()
-        return result
+        return job.follow()
     finally:
         for number, handler in asked.items():
             signal.signal(number, handler)
@@ -104,12 +129,6 @@ def check_words(options: argparse.Namespace) -> None:
         raise UsageError(f"--master_port: {options.master_port} is not a port (1 to 65535)")
     if options.rank_table and options.bind_core:
         raise UsageError("--bind_core: msrun binds to cores, and a start by rank table does without it; leave one out")
-
-
-def check_run(options: argparse.Namespace) -> Config:
-    """What train.py or eval.py would refuse, refused once and before any process is started."""
-    shard = Shard(options.node_rank * options.cards, options.nnodes * options.cards)
-    return (evaluate if options.eval else train).check(options.words, shard)
 
 
 def ascend_devices(dev: Path = Path("/dev")) -> list[int]:
@@ -131,6 +150,13 @@ def check_devices(options: argparse.Namespace, device: str, cards: list[int]) ->
         print(f"warning: {options.cards} processes on {os.cpu_count()} CPU cores will be slow", file=sys.stderr)
 
 
+def refuse_unknown(cards: list[Card], found: list[int], table: str) -> None:
+    """Raises UsageError if a rank table names a card that is not there."""
+    unknown = [card.device for card in cards if card.device not in found]
+    if unknown:
+        raise UsageError(f"{table}: the rank table has device_id {unknown[0]}, this machine has {', '.join(map(str, found))}")
+
+
 def check_port(options: argparse.Namespace) -> None:
     """Raises UsageError if machine 0's address or port cannot be used."""
     where = f"--master_addr {options.master_addr} --master_port {options.master_port}"
@@ -138,6 +164,8 @@ def check_port(options: argparse.Namespace) -> None:
         address = socket.gethostbyname(options.master_addr)
     except OSError as error:
         raise UsageError(f"{where}: the address is not known here ({error.strerror or error}); give an IP address") from None
+    if options.nnodes > 1 and address.startswith("127."):
+        print(f"warning: {where} is this machine alone; other machines need another address of machine 0", file=sys.stderr)
     if options.node_rank > 0:
         return
     with socket.socket() as probe:
@@ -154,11 +182,19 @@ def command(options: argparse.Namespace) -> list[str]:
     return ["-m", "skipvit", "eval" if options.eval else "train", *options.words]
 
 
-def start_by_msrun(options: argparse.Namespace, log_dir: Path) -> list[Member]:
+def own_environment() -> dict[str, str]:
+    """Variables for the ranks: no traces of another job, and who their launcher is."""
+    return {name: value for name, value in os.environ.items() if name not in JOB} | {LAUNCHER: str(os.getpid())}
+
+
+def start_by_msrun(options: argparse.Namespace, log_dir: Path, stops: list[int]) -> None:
     """Have msrun start the scheduler and the ranks.
 
+    Args:
+        stops: grows with each signal that asks to stop.
+
     Raises:
-        RunError: it could not.
+        RunError: it could not, or not soon enough.
     """
     folder = Path(sys.executable).parent
     python = next((name for name in ("python", "python3") if (folder / name).exists()), None)
@@ -171,27 +207,28 @@ def start_by_msrun(options: argparse.Namespace, log_dir: Path) -> list[Member]:
         python, *command(options),
     ]  # fmt: skip
     # msrun starts the Python that it finds first.
-    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-    log = log_dir / "msrun.log"
+    environment = own_environment() | {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+    log = log_dir / f"msrun_{options.node_rank}.log"
     with open(log, "w") as file:
-        ended = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
-    found = members(log_dir)
-    if ended.returncode:
-        for member in found:
-            member.process.kill()
+        msrun = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+    deadline = time.monotonic() + MSRUN_ENDS_WITHIN_S
+    while msrun.poll() is None and time.monotonic() < deadline and len(stops) < 2:
+        time.sleep(0.05)
+    if msrun.returncode != 0:
+        msrun.kill()
+        end(members(log_dir))
         lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
-        raise RunError(f"msrun could not start the processes: {lines[-1]}; see {log}")
-    return found
+        how = "did not start the processes in time" if msrun.returncode is None else "could not start the processes"
+        raise RunError(f"msrun {how}: {lines[-1]}; see {log}")
 
 
-def start_directly(options: argparse.Namespace, cards: list[Card], log_dir: Path) -> list[Member]:
+def start_directly(options: argparse.Namespace, cards: list[Card], log_dir: Path) -> None:
     """Start the ranks of this machine as a rank table says, or the only one there is."""
-    common = {"RANK_SIZE": str(options.nnodes * options.cards)}
+    common = own_environment() | {"RANK_SIZE": str(options.nnodes * options.cards)}
     if options.rank_table:
         common["RANK_TABLE_FILE"] = str(Path(options.rank_table).resolve())
     for card in cards:
-        environment = os.environ | common | {"RANK_ID": str(card.rank), "DEVICE_ID": str(card.device)}
+        environment = common | {"RANK_ID": str(card.rank), "DEVICE_ID": str(card.device)}
         with open(log_dir / f"worker_{card.rank}.log", "w") as log:
             words = [sys.executable, *command(options)]
             subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
-    return members(log_dir)

@@ -66,18 +66,26 @@ def main(words: list[str]) -> None:
         folder.release()
 
 
-def check(words: list[str], shard: Shard) -> Config:
+def read(words: list[str]) -> Config:
+    """The configuration of a command line. Raises UsageError."""
+    return configuration.from_words(parser(), words)[0]
+
+
+def check(words: list[str], shard: Shard) -> None:
     """Raise what a run would raise before its first step, without a device: configuration, folder, pictures, disk."""
     config, options = configuration.from_words(parser(), words)
     folder, going_on = run_folder(config, options, shard)
+    if going_on:
+        refuse_changed(folder, config)
+        folder.claim()  # refused if another process trains in it
+        folder.release()
     train_source, _ = open_sources(config, options)
     if not going_on:
         training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
     model = config.model
     copies = 4 if config.ema.decay else 3  # weights, two moments, average
     size = 4 * copies * model.shape().parameters(model.patch, model.tokens, model.num_classes)
-    folder.refuse_no_room(size, config.checkpoint.keep)
-    return config
+    folder.refuse_no_room(size, min(config.checkpoint.keep, config.optim.epochs))
 
 
 def run_folder(config: Config, options: argparse.Namespace, shard: Shard) -> tuple[RunFolder, bool]:
@@ -157,11 +165,16 @@ def make_plan(
     )
 
 
-def newest_checkpoint(folder: RunFolder, config: Config, train_source: Source) -> Checkpoint | None:
-    """The newest whole checkpoint of a run that has the same configuration and pictures; None if it has none yet."""
+def refuse_changed(folder: RunFolder, config: Config) -> None:
+    """Raises UsageError if a run that was begun has another configuration."""
     changed = config.changed_since(configuration.read(folder.config))
     if changed:
         raise UsageError(f"{folder.path}: its config.yaml has another {changed[0]}; resume with the same config, or use --name")
+
+
+def newest_checkpoint(folder: RunFolder, config: Config, train_source: Source) -> Checkpoint | None:
+    """The newest whole checkpoint of a run that has the same configuration and pictures; None if it has none yet."""
+    refuse_changed(folder, config)
     best = folder.checkpoints / checkpoint.BEST
     candidates = [*reversed(checkpoint.saved(folder.checkpoints)), *([best] if best.exists() else [])]
     for path in candidates:

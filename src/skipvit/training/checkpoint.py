@@ -176,12 +176,12 @@ def read_run(path: Path) -> Checkpoint:
     """Read a checkpoint that `save` wrote.
 
     Raises:
-        UsageError, Damaged: as `read`, and one that has no position.
+        UsageError, Damaged: as `read`; UsageError: one that does not say where its run stood.
     """
     entries = read(path)
     names = {field.name: f"trainer.position.{field.name}" for field in dataclasses.fields(Position)}
     if not set(names.values()) <= set(entries):
-        raise Damaged(f"{path}: weights without a position in a run; start from them with another --name")
+        raise UsageError(f"{path}: it does not say where its run stood (weights alone, or of another version); begin anew with another --name")
     position = Position(**{name: entries.pop(entry).item() for name, entry in names.items()})
     return Checkpoint(path, position, entries)
 

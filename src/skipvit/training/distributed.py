@@ -11,6 +11,7 @@ from mindspore import Tensor, communication, device_context, nn, ops
 
 from skipvit.data.pipeline import Shard
 from skipvit.errors import RunError, UsageError
+from skipvit.training import processes
 
 
 def choose(device: str) -> str:
@@ -40,6 +41,7 @@ def start(device: str, deterministic: bool = False) -> tuple[str, Shard]:
     ms.set_device("Ascend" if chosen == "ascend" else "CPU")
     if deterministic and ms.get_context("deterministic") != "ON":  # MindSpore takes it once, before the cards join
         ms.set_deterministic(True)
+    processes.end_with_launcher()
     # MS_WORKER_NUM is of msrun, RANK_SIZE of a start by rank table.
     if max(int(os.environ.get(name) or 1) for name in ("MS_WORKER_NUM", "RANK_SIZE")) <= 1:
         return chosen, Shard()

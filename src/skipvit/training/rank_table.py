@@ -35,7 +35,7 @@ def cards_of(path: Path, server: int, servers: int, count: int) -> list[Card]:
         raise UsageError(f"{path}: the rank table is not JSON ({error})") from None
     try:
         found = [[Card(int(d["device_id"]), int(d["rank_id"])) for d in s["device"]] for s in table["server_list"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(
             f"{path}: not a rank table of version 1.0 ({type(error).__name__}: {error}); it has server_list, and each server a list "
             f"of device with device_id and rank_id"
@@ -45,6 +45,8 @@ def cards_of(path: Path, server: int, servers: int, count: int) -> list[Card]:
     for number, cards in enumerate(found):
         if len(cards) != count:
             raise UsageError(f"{path}: server {number} of the rank table has {len(cards)} cards, the run {count} on each server")
+        if len({card.device for card in cards}) != count:
+            raise UsageError(f"{path}: server {number} of the rank table has the same device_id twice")
     ranks = sorted(card.rank for cards in found for card in cards)
     if ranks != list(range(servers * count)):
         raise UsageError(f"{path}: the ranks of the rank table are not 0 to {servers * count - 1}, each once")

@@ -74,7 +74,9 @@ class RunFolder:
 
     def refuse_no_room(self, checkpoint: int, keep: int) -> None:
         """Raises UsageError if the folder cannot be written, or has no room for `keep` checkpoints of so many bytes, the best and one
-        being written."""
+        being written. A machine that writes nothing needs none."""
+        if not self.writes:
+            return
         existing = next(folder for folder in (self.path.absolute(), *self.path.absolute().parents) if folder.exists())
         if not (existing.is_dir() and os.access(existing, os.W_OK)):
             raise UsageError(f"{self.path}: the run folder cannot be made in {existing}; choose another --runs")

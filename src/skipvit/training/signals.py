@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
 
+from skipvit.training.processes import LAUNCHER
+
 
 class StopRequest:
-    """A context in which the first SIGTERM or SIGINT only sets `name`; the second one acts as it would without."""
+    """A context in which the first SIGTERM or SIGINT only sets `name`; the second one acts as it would without.
+
+    Under the launcher, which kills where it is asked twice, all of them only set `name`: a batch system may signal it and each rank.
+    """
 
     def __init__(self):
         self.name: str | None = None
@@ -24,6 +30,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
-        print(f"\n{self.name}: finishing the step, then saving; once more stops at once", file=sys.stderr, flush=True)
-        self.__exit__()
+        known, self.name = self.name, signal.Signals(number).name
+        if known is None:
+            print(f"\n{self.name}: finishing the step, then saving; once more stops at once", file=sys.stderr, flush=True)
+        if LAUNCHER not in os.environ:
+            self.__exit__()
