@@ -14,7 +14,7 @@ COMMANDS = {
     "launch": ("skipvit.tools.launch", "train or evaluate on several cards, as run_distributed.sh"),
     "mindrecord": ("skipvit.tools.mindrecord", "image folders to MindRecord files"),
     "pipeline": ("skipvit.tools.pipeline", "time the data pipeline alone: pictures a second and cores a card needs"),
-    "benchmark": ("skipvit.tools.benchmark", "time the dense and the routed training step side by side"),
+    "bench": ("skipvit.tools.bench", "time training or inference of several configs side by side"),
     "cost": ("skipvit.tools.cost", "parameters, multiply-accumulates, memory and ideal gain of a config, by arithmetic"),
     "audit": ("skipvit.tools.audit", "operators that an Ascend 910A would run slowly or not at all; needs no card"),
     "convert": ("skipvit.tools.convert", "timm weights (.safetensors) to a checkpoint, and back"),

@@ -223,8 +223,8 @@ def _routes_from_text(value: Any) -> Any:
 # What a run may be resumed with: none of it changes the weights it ends with.
 # (Batch size and accumulation: `Config.divided` keeps the pictures of an update.)
 MAY_CHANGE = {
-    "data.batch_size", "optim.accumulate", "data.path", "data.workers", "data.sink", "data.broken_share", "amp.max_overflows", "eval.every", "checkpoint.every",
-    "checkpoint.minutes", "checkpoint.keep", "log.steps", "log.tensorboard",
+    "data.batch_size", "optim.accumulate", "data.path", "data.workers", "data.sink", "data.broken_share", "amp.max_overflows",
+    "eval.every", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep", "log.steps", "log.tensorboard",
 }  # fmt: skip
 
 

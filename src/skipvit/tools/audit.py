@@ -22,8 +22,8 @@ from skipvit.analysis.operators import UNITS, Operator, Verdict, judge, operator
 from skipvit.config import Config
 from skipvit.data.pipeline import Shard
 from skipvit.errors import RunError, UsageError
-from skipvit.tools.benchmark import STEPS_PER_EPOCH, random_batch
 from skipvit.tools.build import build_mixer, build_network, build_optimizer, build_state
+from skipvit.tools.synthetic import UPDATES_PER_EPOCH, random_batch
 from skipvit.training import distributed
 from skipvit.training.step import EvalStep, TrainingLoss, TrainStep
 
@@ -82,7 +82,7 @@ def audit(config: Config, cards: int) -> dict[str, Audited]:
 def steps(config: Config, cards: int) -> dict[str, Callable[[], tuple]]:
     """For each graph of a run, a function that gives its cell, as on Ascend, and a batch."""
     network = build_network(config, "ascend")
-    optimizer = build_optimizer(config, network, STEPS_PER_EPOCH, cards)
+    optimizer = build_optimizer(config, network, UPDATES_PER_EPOCH * config.optim.accumulate, cards)
     state = build_state(config, optimizer, "ascend")
     average = distributed.gradient_average(optimizer.parameters, Shard(0, cards))
     batch = random_batch(config, network.noise_width)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Iterable, Iterator
 
 from skipvit import config as configuration
+from skipvit.analysis.checks import JOB
 from skipvit.data.pipeline import Shard
 from skipvit.errors import RunError, UsageError
 from skipvit.tools import evaluate, train
 from skipvit.training import distributed
-from skipvit.training.processes import JOB, LAUNCHER, Job, adopt_orphans, end, members, refuse_missing
+from skipvit.training.processes import LAUNCHER, Job, adopt_orphans, end, members, refuse_missing
 from skipvit.training.rank_table import Card, cards_of
 
 MSRUN_ENDS_WITHIN_S = 120  # it imports MindSpore and, to bind cores, asks for the cards
@@ -184,7 +185,7 @@ def command(options: argparse.Namespace) -> list[str]:
 
 def own_environment() -> dict[str, str]:
     """Variables for the ranks: no traces of another job, and who their launcher is."""
-    return {name: value for name, value in os.environ.items() if name not in JOB} | {LAUNCHER: str(os.getpid())}
+    return {name: value for name, value in os.environ.items() if name not in (*JOB, "RANK_TABLE_FILE")} | {LAUNCHER: str(os.getpid())}
 
 
 def start_by_msrun(options: argparse.Namespace, log_dir: Path, stops: list[int]) -> None:

@@ -98,14 +98,16 @@ def train_a_step(device: str) -> dict:
 
     That it is finite says little on Ascend 910A, which turns NaN into 0 and infinity into a large number.
     """
-    from skipvit.tools.benchmark import random_batch, training_steps
+    from skipvit.tools.build import build_network
+    from skipvit.tools.synthetic import random_batch, training_step
     from skipvit.training import distributed
     from skipvit.training.state import REPORT
 
     chosen, _ = distributed.start(device)
     config = _tiny_run()
-    step = training_steps(config, chosen, plain=False)["routed"]
-    batch = random_batch(config, step.loss.network.noise_width)
+    network = build_network(config, chosen)
+    step = training_step(config, chosen, network, routed=True)
+    batch = random_batch(config, network.noise_width)
     times, reports = [], []
     for _ in range(STEPS):
         begun = time.perf_counter()

@@ -23,8 +23,6 @@ KILLED_WITHIN_S = 10
 END_OF_LOG = 15  # lines
 SAVED = 3  # exit code of a process that was stopped and has saved
 STOPPED = 130
-# What a launcher sets for the processes of a job. Left over in a shell, it would make other processes wait for that job.
-JOB = ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID", "RANK_TABLE_FILE", "RANK_SIZE", "RANK_ID")
 LAUNCHER = "SKIPVIT_LAUNCHER"  # process number of the launcher, for its ranks
 
 

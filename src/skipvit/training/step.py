@@ -93,7 +93,7 @@ def global_norm(gradients):
 
 _add = ops.MultitypeFuncGraph("add")
 _clear = ops.MultitypeFuncGraph("clear")
-_average = ops.MultitypeFuncGraph("average")
+move_average = ops.MultitypeFuncGraph("average")
 
 
 @_add.register("Tensor", "Tensor")
@@ -106,7 +106,7 @@ def _(total):
     return ops.Assign()(total, ops.ZerosLike()(total))
 
 
-@_average.register("Tensor", "Tensor", "Tensor")
+@move_average.register("Tensor", "Tensor", "Tensor")
 def _(share, average, weight):
     return ops.AssignAdd()(average, (weight - average) * share)
 
@@ -190,7 +190,7 @@ class TrainStep(nn.Cell):
         if self.state.ema is not None:
             t = ops.Cast()(self.optimizer.step, ms.float32)
             decay = ops.Minimum()((1.0 + t) / (10.0 + t), self.state.decay)  # young weights are soon forgotten
-            ops.HyperMap()(ops.Partial()(_average, 1.0 - decay), self.state.ema, self.weights)
+            ops.HyperMap()(ops.Partial()(move_average, 1.0 - decay), self.state.ema, self.weights)
         return 0
 
     def count(self, loss):
