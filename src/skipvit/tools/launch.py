@@ -53,7 +53,7 @@ def parser() -> configuration.OneLineParser:
 
 
 def main(words: list[str]) -> int:
-    options = parser().parse_args(words)
+    options = read_words(words)
     check_words(options)
     config = (evaluate if options.eval else train).read(options.words)  # what is cheap to see comes first
     found = ascend_devices()
@@ -117,6 +117,19 @@ def follow(options: argparse.Namespace, cards: list[Card] | None, log_dir: Path)
     finally:
         for number, handler in asked.items():
             signal.signal(number, handler)
+
+
+def read_words(words: list[str]) -> argparse.Namespace:
+    """The command line. Raises UsageError: as the parser does, and options on the wrong side of CARDS."""
+    own = parser()
+    try:
+        options = own.parse_args(words)
+    except UsageError as error:
+        raise UsageError(f"{error}; options of train.py come after CARDS") from None
+    misplaced = [word for word in options.words if word.startswith("--") and word.split("=")[0] in own._option_string_actions]
+    if misplaced and misplaced[0] != "--help":
+        raise UsageError(f"{misplaced[0]}: the launcher's options come before CARDS, those of train.py after it (see --help)")
+    return options
 
 
 def check_words(options: argparse.Namespace) -> None:
