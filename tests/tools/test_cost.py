@@ -2,6 +2,7 @@
 
 import json
 from math import prod, sqrt
+from pathlib import Path
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_counts_are_those_of_the_exported_graphs(formulation):
 
 @pytest.mark.slow
 def test_counts_of_vit_small_are_those_of_the_exported_graphs():
-    config = configuration.read(configuration.recipe("skipvit_small_imagenet.yaml"))
+    config = configuration.read(Path(configuration.recipe("skipvit_small_imagenet.yaml")))
     audited = audit(config, cards=1)
     for name, forward in cost_of(config).forwards.items():
         assert abs(products(audited[f"train {name}"]) / config.data.batch_size / forward.training_macs - 1) < 0.005
