@@ -40,6 +40,17 @@ def products(audited) -> int:
     return total
 
 
+def test_a_frozen_network_has_no_backward():
+    """But for the gradient of the head's weight: one product."""
+    optim = {"epochs": 10, "train": "head"}
+    config = Config(**TINY | {"optim": optim, "init": {"weights": "any.ckpt"}, "phases": {"dense_warmup_epochs": 0}}, routing="gather")
+    cost = cost_of(config)
+    routed = cost.forwards["routed"]
+    assert products(audit(config, cards=1)["train routed"]) == 4 * routed.training_macs == 4 * (routed.macs + 16 * 10)
+    assert cost.state == {"weights": 4 * cost.parameters, "gradients": 4 * 170, "moments": 8 * 170}
+    assert routed.activations == 0 and "no activations kept" in as_text(config, cost)
+
+
 @pytest.mark.parametrize("formulation", ["gather", "matmul"])
 def test_counts_are_those_of_the_exported_graphs(formulation):
     # The dense training step is the same in both formulations: one has a dense phase.
@@ -85,7 +96,7 @@ def test_memory_is_that_of_a_count_by_hand():
     ours = block_activations(n, size, compute=2)
     norms, maps = 2 * 2 * n * 384, 4 * 6 * n**2  # float32 instead of float16: norms' inputs, softmax
     assert ours == 32 * n * 384 + 2 * 6 * n**2 + norms + maps
-    assert state(1000, ema=True, accumulate=True) == {
+    assert state(1000, 1000, ema=True, accumulate=True) == {
         "weights": 4000, "gradients": 4000, "moments": 8000, "averaged weights": 8000, "accumulated gradients": 4000
     }  # fmt: skip
 
