@@ -9,10 +9,11 @@ import pytest
 from skipvit import config as configuration
 from skipvit.analysis.macs import forward_macs, training_macs
 from skipvit.analysis.memory import block_activations, state
+from skipvit.analysis.operators import operators
 from skipvit.cli import run
 from skipvit.config import Config
 from skipvit.models.sizes import Size
-from skipvit.tools.audit import audit
+from skipvit.tools.audit import audit, export, steps
 from skipvit.tools.cost import as_text, cost_of, tokens_figure
 
 MODEL = {"size": "tiny", "width": 16, "depth": 5, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10}
@@ -46,7 +47,8 @@ def test_a_frozen_network_has_no_backward():
     config = Config(**TINY | {"optim": optim, "init": {"weights": "any.ckpt"}, "phases": {"dense_warmup_epochs": 0}}, routing="gather")
     cost = cost_of(config)
     routed = cost.forwards["routed"]
-    assert products(audit(config, cards=1)["train routed"]) == 4 * routed.training_macs == 4 * (routed.macs + 16 * 10)
+    graph = operators(export(*steps(config, cards=1)["train routed"]()))
+    assert products([(operator, None) for operator in graph]) == 4 * routed.training_macs == 4 * (routed.macs + 16 * 10)
     assert cost.state == {"weights": 4 * cost.parameters, "gradients": 4 * 170, "moments": 8 * 170}
     assert routed.activations == 0 and "no activations kept" in as_text(config, cost)
 

@@ -114,7 +114,7 @@ def refuse_other_network(config: Config, found: Found) -> None:
     heads = found.run.model.shape().heads if found.run else size.heads  # weights do not tell
     for key, here, value in (("width", size.width, there.width), ("depth", size.depth, there.depth), ("heads", size.heads, heads)):
         if here != value:
-            raise UsageError(f"{found.path}: its {key} is {value}, model.{key} is {here}; set model.size or --model.{key} {value}")
+            raise UsageError(f"{found.path}: {key} {value} there, model.{key} {here} here; set model.size or --model.{key} {value}")
     for name, value in found.weights.items():
         if not np.isfinite(value).all():
             raise RunError(f"{found.path}: {name} holds numbers that are not finite; use an older checkpoint or other weights")
