@@ -175,6 +175,8 @@ class OptimConfig(Group):
     """largest global gradient norm; 0 does not clip"""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """share of the target spread over all classes"""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """each layer learns at this times the rate of the one above it, from the head down to the embeddings; 1: all alike"""
     train: Literal["all", "head"] = "all"
     """head: all else stays as init.weights has it: no gradients, moments or averages, and no backward through the blocks"""
 

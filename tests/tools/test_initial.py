@@ -242,9 +242,3 @@ def test_nothing_is_made_where_the_weights_are_missing(tmp_path, capsys):
         assert run("train", ["--config", str(tmp_path / "run.yaml"), "--runs", str(tmp_path / "runs"), *words]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "none.ckpt: no such file" in line and not (tmp_path / "runs").exists()
-
-
-def test_there_must_be_something_to_freeze(tmp_path):
-    (tmp_path / "run.yaml").write_text("optim: {train: head}\nroutes: []\nmodel: {image_size: 32, num_classes: 10, patch: 8}\n")
-    with pytest.raises(UsageError, match="optim.train: head leaves nothing but a head on random blocks to train"):
-        configuration.read(tmp_path / "run.yaml")

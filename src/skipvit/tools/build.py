@@ -17,7 +17,7 @@ from skipvit.data.mindrecord import open_mindrecord
 from skipvit.data.pipeline import Arrays, Batches, Broken, Shard, Source
 from skipvit.errors import RunError
 from skipvit.models.vit import ViT
-from skipvit.training.optim import AdamW, learning_rates
+from skipvit.training.optim import AdamW, layer_multipliers, learning_rates
 from skipvit.training.state import TrainingState
 from skipvit.training.step import Mixer
 
@@ -60,7 +60,9 @@ def build_optimizer(config: Config, network: nn.Cell, steps_per_epoch: int, card
     rates = learning_rates(
         optim.epochs * updates, round(optim.warmup_epochs * updates), peak, min(optim.min_lr, peak)
     )
-    return AdamW(trained(config, network), rates, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay)
+    parameters = trained(config, network)
+    multipliers = layer_multipliers((p.name for p in parameters), config.model.shape().depth, optim.layer_decay)
+    return AdamW(parameters, rates, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay, multipliers)
 
 
 def build_state(config: Config, optimizer: AdamW, device: str) -> TrainingState:
