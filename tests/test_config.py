@@ -201,5 +201,7 @@ def test_cards_that_cannot_share_an_update_are_refused_with_those_that_can():
 
 
 def test_machines_with_other_paths_have_the_same_fingerprint_and_with_other_rates_not():
-    same = [Config(data={"path": path, "workers": workers}).fingerprint() for path, workers in (("/a", 1), ("/b", 8))]
+    same = [
+        Config(data={"path": path, "workers": workers}, init={"weights": path}).fingerprint() for path, workers in (("/a", 1), ("/b", 8))
+    ]
     assert same[0] == same[1] != Config(optim={"lr": 1.0}).fingerprint()

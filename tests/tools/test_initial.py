@@ -162,11 +162,11 @@ def test_another_shape_is_refused_with_key_and_both_values(saved, run_of):
 
 
 def test_paths_that_lead_nowhere_are_refused(tmp_path, saved):
+    (tmp_path / "a.pth").write_bytes(b"PK")
     for name, said in (
-        ("none.ckpt", "none.ckpt: no such file"),
-        ("none.safetensors", "none.safetensors: no such file"),
-        ("none", "is neither a run's folder nor a .ckpt or .safetensors file"),
-        ("a.pth", "save other weights as .safetensors first"),
+        ("none.ckpt", "none.ckpt: no such file or folder"),
+        ("none", "none: no such file or folder"),
+        ("a.pth", "a.pth is neither a run's folder nor a .ckpt or .safetensors file; save other weights as .safetensors first"),
         ("", "no checkpoint in it; name a run's folder"),
     ):
         assert said in refused(config(tmp_path / name))

@@ -70,13 +70,13 @@ def read_initial(config: Config) -> Initial | None:
 
 def find(path: Path, averaged: bool) -> Found:
     """Read a run's folder, a checkpoint or timm's weights. Raises as `read_initial`."""
+    if not path.exists():
+        raise UsageError(f"init.weights: {path}: no such file or folder")
     path = checkpoint_of_run(path) if path.is_dir() else path
     if path.suffix not in (OUR_ENDING, TIMM_ENDING):
         raise UsageError(
             f"init.weights: {path} is neither a run's folder nor a {OUR_ENDING} or {TIMM_ENDING} file; save other weights as {TIMM_ENDING} first"
         )
-    if not path.is_file():
-        raise UsageError(f"init.weights: {path}: no such file")
     if path.suffix == TIMM_ENDING:
         params, note = read_safetensors(path)
         shape = check(params, True, path, headless=True)
