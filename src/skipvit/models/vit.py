@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
-from mindspore.ops.operations._grad_ops import SigmoidGrad
+from mindspore.ops.auto_generate import SigmoidGrad
 
 from skipvit.models.routing import Formulation, Leading, Route, Router, resolve
 from skipvit.models.sizes import Size
