@@ -106,7 +106,7 @@ REFUSED = [
     (with_key("routes.0.end", 6), "routes.0.end: a token restored after the last block influences nothing"),
     (with_key("routes.0.end", 7), "routes.0.end: 7 is outside"),
     (with_key("routes.0.keep_ratio", 0), "routes.0.keep_ratio: 0.0 is outside (0, 1]"),
-    (with_key("routes.0.scorer", "attention"), "routes.0.scorer: input should be 'cls_attention'"),
+    (with_key("routes.0.scorer", "attention"), "routes.0.scorer: 'attention' is not one of cls_attention, "),
     (with_key("routes", [{"start": 1, "end": 4}, {"start": 3, "end": 5}]), "routes.1.start: block 3 overlaps"),
     (with_key("routes", [{"end": 4}]), "routes.0.start is missing"),
     (with_key("routes", "cls"), "routes: "),

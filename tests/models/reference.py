@@ -87,7 +87,7 @@ def forward(
     samples = []
     for b in range(len(images)):
         fixed = None if scores is None else [score[b] for score in scores]
-        samples.append(_one(net, images[b], noise[b], depth, patch, routes, drop_path if training else 0.0, fixed))
+        samples.append(_one(net, images[b], noise[b], depth, patch, routes, drop_path if training else 0.0, training, fixed))
 
     def over_batch(name):
         return [np.stack(column) for column in zip(*(getattr(s, name) for s in samples))]
@@ -100,7 +100,7 @@ def forward(
     )
 
 
-def _one(net, picture, noise, depth, patch, routes, drop_path, fixed) -> _Sample:
+def _one(net, picture, noise, depth, patch, routes, drop_path, training, fixed) -> _Sample:
     out = _Sample()
     noise = np.asarray(noise, np.float64)
     active = net.embed(picture, patch)  # tokens that the next block will see
@@ -126,9 +126,17 @@ def _one(net, picture, noise, depth, patch, routes, drop_path, fixed) -> _Sample
                 score = np.ones(len(patches))
             else:
                 score = net.attention_of_cls(i - 1, given, times_value=route.scorer == "cls_attention_value")
-            if route.scorer == "random":
-                ranking = noise[unread : unread + len(patches)]
+            if route.scorer in ("random", "sampled_cls_attention", "mixed_cls_attention"):
+                uniform = noise[unread : unread + len(patches)]
                 unread += len(patches)
+            if route.scorer == "random":
+                ranking = uniform
+            elif route.scorer == "sampled_cls_attention" and training:
+                gumbel = -np.log(-np.log(uniform))
+                ranking = np.log(score) + route.temperature * gumbel
+            elif route.scorer == "mixed_cls_attention":
+                ranking = uniform if training and noise[unread] < route.random_share else score
+                unread += 1
             elif route.scorer == "grid":
                 ranking = grid(len(patches), how_many(route.keep_ratio, len(patches))).astype(float)
             else:

@@ -56,6 +56,13 @@ ROUTED = {
     "PatchDropout": Case([Route(0, 5, 0.5, "random", **GONE)], training=True, drop_path=0.5),
     "random-LTD": Case([Route(b, b + 1, 0.5, "random") for b in (1, 2, 3)], training=True, drop_path=0.5),
     "IdleViT": Case([Route(b, b + 1, 0.5) for b in (1, 2, 3)]),
+    "sampled, then mixed": Case(
+        [
+            Route(1, 2, 0.5, "sampled_cls_attention", temperature=0.7),
+            Route(2, 4, 0.6, "mixed_cls_attention", fuse=True, random_share=0.4),
+        ],
+        training=True,
+    ),
     "adjacent after two blocks": Case([Route(1, 3, 0.45, fuse=True), Route(3, 4, 0.6, "cls_attention_value")]),
     "gone, back, back, gone": Case(
         [

@@ -5,7 +5,8 @@ Counted are matrix products; norms, softmax, GELU and the gathering and scatteri
 
 from __future__ import annotations
 
-from skipvit.models.routing import ATTENTION_SCORERS, Span
+from skipvit.models.routing import Span
+from skipvit.models.scorers import SCORERS
 from skipvit.models.sizes import Size
 
 
@@ -84,11 +85,12 @@ def _entering(span: Span) -> int:
 def _scorer_macs(span: Span, before: Span | None, width: int, moves: bool) -> int:
     """The [CLS] row; and where a route follows another at once, keys (and values, if read) of the tokens that bypassed the block before,
     which come back for it."""
-    if span.scorer not in ATTENTION_SCORERS:
+    scorer = SCORERS[span.scorer]
+    if not scorer.attention:
         return 0
     macs = _entering(span) * width
     if before is not None and before.restore and before.end == span.start:
-        macs += _entering(span) * width**2 * (2 if span.scorer == "cls_attention_value" else 1)
+        macs += _entering(span) * width**2 * (2 if scorer.values else 1)
         macs += _move_macs(before, width) if moves else 0
     return macs
 

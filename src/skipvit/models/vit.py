@@ -221,7 +221,7 @@ class ViT(nn.Cell):
     """Vision Transformer whose forward runs dense or along its routes, over the same parameters.
 
     All randomness comes in from outside as `noise`, so a step can be repeated exactly: uniform numbers in [0, 1), columns
-    2i and 2i + 1 for the drop path of block i, then one column a patch token for each `random` route.
+    2i and 2i + 1 for the drop path of block i, then those of the routes' scorers (one a patch token for `random`).
 
     Initial weights are those of the original ViT's code (arXiv 2010.11929): Xavier uniform, a zero head, biases and [CLS].
 
@@ -334,11 +334,11 @@ class ViT(nn.Cell):
 
 
 def _routers(spans, formulation: Formulation, noise_width: int) -> tuple[nn.CellList, int]:
-    """A router a span, and the width of the noise with the columns of the `random` ones added."""
+    """A router a span, and the width of the noise with the columns that they read added."""
     routers = []
     for span in spans:
         routers.append(Router(span, formulation, noise_width))
-        noise_width += span.tokens if span.scorer == "random" else 0
+        noise_width += routers[-1].noise_columns
     return nn.CellList(routers), noise_width
 
 
