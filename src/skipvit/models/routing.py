@@ -40,6 +40,8 @@ class Route:
             attention itself, `random` and `grid`, which have no notion of importance, equally.
         temperature: of `sampled_cls_attention`, from 0, which ranks by attention, up, towards random; 1 if not given.
         random_share: of `mixed_cls_attention`, share of the pictures that are routed at random; 0.5 if not given.
+        at: where in block `start` the tokens part. `block`: before it. `mlp`: between its attention, which all tokens take part in and
+            whose [CLS] row then scores them, and its MLP, as in EViT.
     """
 
     # Read by the configuration library: a key that is not a field is an error.
@@ -53,6 +55,7 @@ class Route:
     fuse: bool = False
     temperature: float | None = None
     random_share: float | None = None
+    at: Literal["block", "mlp"] = "block"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Span:
     """A route resolved into the integers that the graph is built from.
 
     Attributes:
-        start, end: the blocks [start, end) that run on the kept tokens.
+        start, end: the blocks [start, end) that run on the kept tokens; of block `start` only the MLP if `at` is `mlp`.
         tokens: patch tokens that enter, before the selection.
         kept: patch tokens that run through the span: round(keep_ratio * tokens), at least 1.
         extras: fused tokens of earlier routes that are still in the sequence; always kept.
@@ -76,6 +79,17 @@ class Span:
     fuse: bool
     temperature: float = 1.0
     random_share: float = 0.5
+    at: str = "block"
+
+    @property
+    def first_block(self) -> int:
+        """First block of which attention and MLP see the kept tokens only."""
+        return self.start + (self.at == "mlp")
+
+    @property
+    def reads_before(self) -> bool:
+        """Whether the scorer reads the attention of block start - 1."""
+        return SCORERS[self.scorer].attention and self.at == "block"
 
     @property
     def sequence(self) -> int:
@@ -100,7 +114,14 @@ def resolve(routes: list[Route] | tuple[Route, ...], depth: int, tokens: int) ->
                 f"set fuse: false or a lower keep_ratio"
             )
         given = {key: getattr(route, key) for key in KNOBS if getattr(route, key) is not None}
-        spans.append(Span(route.start, route.end, tokens, kept, extras, route.scorer, route.restore, route.fuse, **given))
+        span = Span(route.start, route.end, tokens, kept, extras, route.scorer, route.restore, route.fuse, **given, at=route.at)
+        before = spans[-1] if spans else None
+        if span.reads_before and before and before.end == before.first_block == span.start and not before.restore:
+            raise ValueError(
+                f"routes.{i}.at: in block {span.start - 1} attention still saw the tokens that routes.{i - 1} took away there, so it cannot "
+                f"score the rest; use at: mlp here too, or start at {span.start + 1} or later"
+            )
+        spans.append(span)
         free_from = route.end
         if not route.restore:
             tokens, extras = kept, extras + int(route.fuse)
@@ -129,10 +150,12 @@ def _check(route: Route, key: str, depth: int, free_from: int) -> None:
             raise ValueError(f"{key}.{knob}: {route.scorer} has none; it belongs to {scorer}")
         if value is not None and not 0 <= value <= largest:
             raise ValueError(f"{key}.{knob}: {value} is outside 0 to {largest}")
-    if route.start == 0 and SCORERS[route.scorer].attention:
+    if route.at not in ("block", "mlp"):
+        raise ValueError(f"{key}.at: {route.at!r} is not one of block, mlp")
+    if route.start == 0 and SCORERS[route.scorer].attention and route.at == "block":
         raise ValueError(
             f"{key}.scorer: {route.scorer} reads the attention of block start - 1 and block 0 has none before it; "
-            f"start at 1 or later, or use random or grid"
+            f"start at 1 or later, use at: mlp, or random or grid"
         )
 
 
@@ -175,12 +198,15 @@ class Router(nn.Cell):
     def __init__(self, span: Span, formulation: Formulation, noise_offset: int):
         super().__init__()
         self.start, self.end = span.start, span.end
+        self.parts_block = span.at == "mlp"
+        # The span's whole blocks are [first_block, end); the last of them, if there are any, is [last_block, end).
+        self.first_block, self.last_block = span.first_block, max(span.first_block, span.end - 1)
         self.tokens, self.kept, self.extras = span.tokens, span.kept, span.extras
         self.length = 1 + span.kept + span.extras  # kept sequence without the fused token
         self.restores, self.fuse = span.restore, span.fuse
         self.temperature, self.random_share = span.temperature, span.random_share
         scorer = SCORERS[span.scorer]
-        self.scorer, self.uses_attention = scorer.score, scorer.attention
+        self.scorer, self.reads_before = scorer.score, span.reads_before
         self.noise_offset, self.noise_columns = noise_offset, scorer.noise_columns(span.tokens)
         self.gathers = formulation == "gather"
         self.grid = Tensor(grid_mask(span.tokens, span.kept)[None].astype(np.float32))  # (1, tokens)
@@ -195,7 +221,7 @@ class Router(nn.Cell):
         """Rank the patch tokens; no gradient flows back.
 
         Args:
-            q, k, v: (B, heads, sequence, d) of block start - 1, for scorers that read attention.
+            q, k, v: (B, heads, sequence, d) of block start - 1 (of block start, at the MLP), for scorers that read attention.
             noise: float32 (B, noise_width), uniform in [0, 1).
 
         Returns:

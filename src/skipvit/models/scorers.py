@@ -1,8 +1,8 @@
 """Scorers: who ranks the patch tokens that come to a router. A new one is a function here and its line in `SCORERS`.
 
 A scorer takes the route's router (`tokens`, `kept`, `temperature`, `random_share`, `training`), q, k and v (B, heads, sequence, d)
-of the block before, and the route's own columns of the step's noise, float32 (B, columns), uniform in [0, 1). A sequence is
-[CLS], patch tokens in order of position, fused tokens of earlier routes. It returns
+of the block before (with `at: mlp` of the block itself), and the route's own columns of the step's noise, float32 (B, columns),
+uniform in [0, 1). A sequence is [CLS], patch tokens in order of position, fused tokens of earlier routes. It returns
 
     ranking: float32 (B, tokens), the larger are kept, ties to the earlier position;
     weights: float32 (B, tokens) >= 0, what each weighs in the fused token if it is bypassed.
@@ -108,7 +108,7 @@ class Scorer:
 
     Attributes:
         score: the function.
-        attention: it reads q, k or v, so there must be a block before the router.
+        attention: it reads q, k or v, so there must be attention before the route.
         values: it reads v.
         noise: columns of the step's noise that it reads for each patch token, and for each picture.
     """
