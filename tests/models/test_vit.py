@@ -54,15 +54,6 @@ ROUTED = {
     "PatchDropout": Case([Route(0, 5, 0.5, "random", **GONE)], training=True, drop_path=0.5),
     "random-LTD": Case([Route(b, b + 1, 0.5, "random") for b in (1, 2, 3)], training=True, drop_path=0.5),
     "IdleViT": Case([Route(b, b + 1, 0.5) for b in (1, 2, 3)]),
-    "at the MLP": Case(
-        [
-            Route(0, 1, 0.75, fuse=True, at="mlp"),
-            Route(1, 3, 0.6, "cls_attention_value", at="mlp", fuse=True),
-            Route(3, 4, 0.5),
-            Route(4, 5, 0.5, at="mlp", fuse=True, **GONE),
-        ],
-        gradients=True,
-    ),
     "sampled, then mixed": Case(
         [
             Route(1, 2, 0.5, "sampled_cls_attention", temperature=0.7),
@@ -73,8 +64,8 @@ ROUTED = {
     "adjacent after two blocks": Case([Route(1, 3, 0.45, fuse=True), Route(3, 4, 0.6, "cls_attention_value")]),
     "gone, back, back, gone": Case(
         [
-            Route(1, 2, 0.75, fuse=True, **GONE),
-            Route(2, 3, 0.6, "cls_attention_value", fuse=True),
+            Route(0, 2, 0.75, fuse=True, at="mlp", **GONE),
+            Route(2, 3, 0.6, "cls_attention_value", fuse=True, at="mlp"),
             Route(3, 4, 0.5, "inverse_cls_attention"),
             Route(4, 5, 0.5, "random", fuse=True, **GONE),
         ],
