@@ -29,7 +29,7 @@ PLAN = {"base": "base.yaml", "seeds": 2, "methods": {"dense": {}, "skipvit": {"r
 
 def write(folder, values=PLAN, **changes):
     (folder / "base.yaml").write_text(yaml.safe_dump(BASE))
-    (folder / "tiny.yaml").write_text(values if isinstance(values, str) else yaml.safe_dump(values | changes))
+    (folder / "tiny.yaml").write_text(values if isinstance(values, str) else yaml.safe_dump(values | changes, sort_keys=False))
     return folder / "tiny.yaml"
 
 
@@ -140,7 +140,7 @@ ROUTES = {"routes": [{"start": 1, "end": 2}]}
         ({"seeds": [1, 1]}, "seeds: [1, 1] is to be"),
         ({"seeds": 0}, "seeds: 0 is to be"),
         ({"baseline": "dens"}, "baseline: dens is not one of the methods; did you mean dense?"),
-        ({"grid": {"optim.lr": 1}}, "grid.optim.lr: "),
+        ({"grid": {"optim.lr": 1}}, "grid.optim.lr: give a list"),
         ({"grid": {"optim.lr": []}}, "grid.optim.lr: give a list"),
         ({"grid": {"optim.lrr": [1]}}, "optim.lrr is not a key; did you mean lr?"),
         ({"grid": {"size": {"a": {"seed": 1}}}}, "grid.seed: the sweep sets it"),

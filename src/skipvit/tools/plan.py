@@ -31,7 +31,7 @@ class PlanFile(Group):
     """by name: a YAML file laid over the base; or keys; or keys over a file (`from`) and a grid of its own (`grid`)"""
     seeds: int | list[int] = 1
     """how many, from 0; or which"""
-    grid: Grid = {}
+    grid: Values = {}
     """for all methods: by key its values, or by label names and the keys that each sets; all combinations are run"""
     common: Values = {}
     """keys that all runs have, over the base"""
@@ -194,9 +194,9 @@ def over(values: Values, changes: Values, where: str) -> Values:
 
 
 def _below(values: Any, key: str, value: Any, where: str) -> Any:
-    if isinstance(values, dict):
-        return over(values, {key: value}, where)
     first, _, rest = key.partition(".")
+    if isinstance(values, dict) and not first.isdecimal():
+        return over(values, {key: value}, where)
     if not isinstance(values, list) or not first.isdecimal() or int(first) >= len(values):
         raise UsageError(f"{where}: there is no such place in this method; a list counts from 0, e.g. routes.0.keep_ratio")
     result = list(values)
