@@ -140,6 +140,7 @@ ROUTES = {"routes": [{"start": 1, "end": 2}]}
         ({"seeds": [1, 1]}, "seeds: [1, 1] is to be"),
         ({"seeds": 0}, "seeds: 0 is to be"),
         ({"baseline": "dens"}, "baseline: dens is not one of the methods; did you mean dense?"),
+        ({"methods": {"dense": {"grid": {"optim.lr": [1e-3]}}}}, "methods.dense.grid: the baseline is to be one method"),
         ({"grid": {"optim.lr": 1}}, "grid.optim.lr: give a list"),
         ({"grid": {"optim.lr": []}}, "grid.optim.lr: give a list"),
         ({"grid": {"optim.lrr": [1]}}, "optim.lrr is not a key; did you mean lr?"),

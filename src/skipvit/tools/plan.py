@@ -95,6 +95,8 @@ def read(path: Path, check: Callable[[Values, str], Config] = configuration.chec
     baseline = plan.baseline or next(iter(plan.methods))
     if baseline not in plan.methods:
         raise UsageError(f"{path}: baseline: {baseline} is not one of the methods" + nearest(baseline, plan.methods))
+    if isinstance(plan.methods[baseline], dict) and "grid" in plan.methods[baseline]:
+        raise UsageError(f"{path}: methods.{baseline}.grid: the baseline is to be one method; let others have the grid, or all")
     base = over(configuration.read_yaml(base_of(path, plan)), plan.common, f"{path}: common")
     runs: list[Run] = []
     for method, given in plan.methods.items():
