@@ -19,6 +19,7 @@ COMMANDS = {
     "bench": ("skipvit.tools.bench", "time training or inference of several configs side by side"),
     "cost": ("skipvit.tools.cost", "parameters, multiply-accumulates, memory and ideal gain of a config, by arithmetic"),
     "audit": ("skipvit.tools.audit", "operators that an Ascend 910A would run slowly or not at all; needs no card"),
+    "importance": ("skipvit.tools.importance", "measure what a trained network keeps: objects, deletion, stability"),
     "convert": ("skipvit.tools.convert", "timm weights (.safetensors) to a checkpoint, and back"),
     "doctor": ("skipvit.tools.doctor", "check this machine: versions, cards, data, a training step"),
 }

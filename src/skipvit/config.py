@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import zlib
 from pathlib import Path
 from typing import Annotated, Any, Callable, Literal, NoReturn
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from skipvit.data.augment import Augment, Mix
@@ -60,13 +62,33 @@ class ModelConfig(Group):
         return (self.image_size // self.patch) ** 2
 
 
+def _epochs_or_share(value: Any) -> Any:
+    """Epochs as a whole number, or as it is written if it is a share of the run such as 5%."""
+    text = str(value).strip()
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", text) and float(text[:-1]) <= 100:
+        return text
+    if isinstance(value, bool) or not re.fullmatch(r"\d+", text):
+        raise PydanticCustomError("epochs", "input should be a whole number of epochs, or a share of all such as 5%")
+    return int(text)
+
+
+Epochs = Annotated[int | str, BeforeValidator(_epochs_or_share)]
+
+
 class PhasesConfig(Group):
     """When the network trains dense and when routed."""
 
-    dense_warmup_epochs: int = Field(15, ge=0)
-    """epochs trained dense before the routed phase (the paper: 15)"""
-    dense_cooldown_epochs: int = Field(0, ge=0)
-    """epochs trained dense after the routed phase"""
+    dense_warmup_epochs: Epochs = 15
+    """epochs trained dense before the routed phase (the paper: 15), or a share of the run, e.g. 5%, rounded to epochs, at least one"""
+    dense_cooldown_epochs: Epochs = 0
+    """epochs trained dense after the routed phase, or a share of the run"""
+    evaluate: Literal["auto", "dense", "routed"] = "auto"
+    """the forward whose accuracy counts; auto: the one that the last phase trains; dense: for routes that are meant for training only"""
+
+    def of_epochs(self, epochs: int) -> PhasesConfig:
+        """The same with shares of the run as whole epochs."""
+        shares = {key: float(value[:-1]) / 100 for key, value in self.model_dump().items() if str(value).endswith("%")}
+        return self.model_copy(update={key: max(1, round(share * epochs)) if share else 0 for key, share in shares.items()})
 
 
 class DataConfig(Group):
@@ -203,7 +225,7 @@ class CheckpointConfig(Group):
     keep: int = Field(3, gt=0)
     """newest checkpoints kept"""
     best: Literal["auto", "dense", "routed", "dense_ema", "routed_ema"] = "auto"
-    """whose top-1 decides about best.ckpt; auto: of the forward that the last phase trains, averaged weights if there are"""
+    """whose top-1 decides about best.ckpt; auto: of the forward that counts (phases.evaluate), averaged weights if there are"""
 
 
 class LogConfig(Group):
@@ -273,6 +295,11 @@ class Config(BaseSettings):
     log: LogConfig = LogConfig()
     """what is written down"""
 
+    @model_validator(mode="after")
+    def _count_epochs(self) -> Config:
+        self.phases = self.phases.of_epochs(self.optim.epochs)
+        return self
+
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, **_):
         """Only the file and the command line describe a run; environment variables do not."""
@@ -292,11 +319,15 @@ class Config(BaseSettings):
         """The forward that the last phase trains."""
         return "routed" if self.routes and not self.phases.dense_cooldown_epochs else "dense"
 
+    def main(self) -> Literal["dense", "routed"]:
+        """The forward whose accuracy is the run's main figure."""
+        return self.trained() if self.phases.evaluate == "auto" else self.phases.evaluate
+
     def best(self) -> str:
         """The forward whose top-1 decides about the best checkpoint."""
         if self.checkpoint.best != "auto":
             return self.checkpoint.best
-        return self.trained() + ("_ema" if self.ema.decay else "")
+        return self.main() + ("_ema" if self.ema.decay else "")
 
     def changed_since(self, before: Config) -> list[str]:
         """Keys that differ from another configuration of the same run and would change its result."""
@@ -516,6 +547,8 @@ def _check_together(config: Config) -> None:
         raise ValueError(f"data.path: {data.kind} needs the folder that holds it")
     if data.kind.startswith("cifar") and model.num_classes != int(data.kind[5:]):
         raise ValueError(f"model.num_classes: {data.kind} has {data.kind[5:]} classes, not {model.num_classes}")
+    if config.phases.evaluate == "routed" and not config.routes:
+        raise ValueError("phases.evaluate: there is no routed forward without routes; use auto or dense")
     if config.checkpoint.best.startswith("routed") and not config.routes:
         raise ValueError("checkpoint.best: there is no routed forward without routes; use auto or dense")
     if config.checkpoint.best.endswith("_ema") and not config.ema.decay:
