@@ -172,7 +172,7 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path, capsys):
 
 
 def test_a_plan_is_resolved_into_methods_times_grids_times_seeds(tmp_path):
-    (tmp_path / "way.yaml").write_text("routes: [{start: 1, end: 2}]\nphases: {dense_warmup_epochs: 1}\n")
+    (tmp_path / "way.yaml").write_text("routes: [{start: 1, end: 11}]\nphases: {dense_warmup_epochs: 1}\n")  # of 12 blocks
     path = write(
         tmp_path,
         seeds=[3, 5],
@@ -192,10 +192,30 @@ def test_a_plan_is_resolved_into_methods_times_grids_times_seeds(tmp_path):
     assert last.name == "ratios-keep_ratio_0.7-width_wide-s5" and last.variant == "ratios-keep_ratio_0.7" and last.cell == "width_wide"
     assert last.point == {"width": "wide", "routes.0.keep_ratio": 0.7}
     config = last.config
-    assert (config.name, config.seed, config.routes[0].keep_ratio, config.routes[0].start) == (last.name, 5, 0.7, 1)
+    assert (config.name, config.seed, config.routes[0].keep_ratio) == (last.name, 5, 0.7)
+    assert (config.routes[0].start, config.routes[0].end) == (1, 2)  # of 3 blocks
     assert (config.optim.lr, config.optim.beta2, config.optim.epochs) == (2e-3, 0.9, 2)  # the method's, the plan's, the base's
     assert (config.model.width, config.model.heads, config.model.depth) == (32, 4, 3) and config.phases.dense_warmup_epochs == 1
     assert plan.runs[0].config.routes == [] and plan.baseline == "dense"
+
+
+def test_method_files_are_scaled_to_each_depth(tmp_path, capsys):
+    (tmp_path / "way.yaml").write_text("routes: [{start: 4, end: 11}]\n")
+    plan = write(tmp_path, seeds=1, grid={"model.depth": [6, 12]}, methods={"dense": {}, "way": "way.yaml"})
+    assert [[(r.start, r.end) for r in run.config.routes] for run in plans.read(plan).runs] == [[], [], [(2, 5)], [(4, 11)]]
+    assert "set it in the plan" in refused(plan, capsys, "--model.depth", "8")
+    write(tmp_path, methods={"way": {"from": "way.yaml", "model.size": "huge"}})
+    assert "methods.way: model.size: input should be" in refused(plan, capsys)
+
+
+STUDIES = [path for path in sorted((SRC.parent / "configs" / "studies").glob("*.yaml")) if not path.stem.startswith("base_")]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_is_valid_and_says_how_many_runs_it_has(path):
+    plan = plans.read(path)
+    assert f" = {len(plan.runs)} runs" in path.read_text() and f"skipvit sweep configs/studies/{path.name}" in path.read_text()
+    assert plan.baseline == "dense" and not any(run.config.routes for run in plan.runs if run.method == "dense")
 
 
 def test_a_dry_run_lists_the_runs_with_their_ideal_gains(tmp_path, capsys):
