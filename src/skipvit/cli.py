@@ -14,6 +14,7 @@ COMMANDS = {
     "launch": ("skipvit.tools.launch", "train or evaluate on several cards, as run_distributed.sh"),
     "mindrecord": ("skipvit.tools.mindrecord", "image folders to MindRecord files"),
     "sweep": ("skipvit.tools.sweep", "train all runs of a plan: methods x grids x seeds, resumable"),
+    "report": ("skipvit.tools.report", "what a sweep showed: one HTML page, Markdown, figures"),
     "pipeline": ("skipvit.tools.pipeline", "time the data pipeline alone: pictures a second and cores a card needs"),
     "bench": ("skipvit.tools.bench", "time training or inference of several configs side by side"),
     "cost": ("skipvit.tools.cost", "parameters, multiply-accumulates, memory and ideal gain of a config, by arithmetic"),

@@ -29,7 +29,7 @@ PLAN = {"base": "base.yaml", "seeds": 2, "methods": {"dense": {}, "skipvit": {"r
 
 def write(folder, values=PLAN, **changes):
     (folder / "base.yaml").write_text(yaml.safe_dump(BASE))
-    (folder / "tiny.yaml").write_text(values if isinstance(values, str) else yaml.safe_dump(values | changes))
+    (folder / "tiny.yaml").write_text(values if isinstance(values, str) else yaml.safe_dump(values | changes, sort_keys=False))
     return folder / "tiny.yaml"
 
 
@@ -42,7 +42,7 @@ def begin(folder, *words):
         )
 
 
-def wait(condition, process=None, seconds=90):
+def wait(condition, process=None, seconds=200):
     for _ in range(20 * seconds):
         if condition():
             return
@@ -68,11 +68,11 @@ def begun(folder, name):
 def test_a_sweep_that_was_interrupted_and_killed_completes_and_does_no_finished_run_twice(tmp_path):
     """Must-show: Ctrl-C in the first runs, SIGKILL in the next ones, then to the end."""
     write(tmp_path)
-    words = ["--jobs", "1", "--optim.epochs", "8"]
+    words = ["--jobs", "1", "--optim.epochs", "6", "--eval.every", "6"]
     first = begin(tmp_path, *words)
     wait(lambda: begun(tmp_path, "dense-s1"), first)  # so dense-s0 is finished
     os.killpg(first.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the process group
-    assert first.wait(60) == 3
+    assert first.wait(200) == 3
     assert "the same command goes on" in (tmp_path / "out.txt").read_text()
     done = summaries(tmp_path)
     assert "dense-s0" in done and "skipvit-s0" not in done
@@ -84,19 +84,19 @@ def test_a_sweep_that_was_interrupted_and_killed_completes_and_does_no_finished_
     assert "dense-s1" in done
 
     third = begin(tmp_path, *words)  # at once: the orphan may still be saving
-    assert third.wait(90) == 0, (tmp_path / "out.txt").read_text()
+    assert third.wait(400) == 0, (tmp_path / "out.txt").read_text()
     after = summaries(tmp_path)
     assert set(after) == {"dense-s0", "dense-s1", "skipvit-s0", "skipvit-s1"}
     assert all(after[name] == when for name, when in done.items())  # not written again
     assert starts(tmp_path)["dense-s0"] == 1 and starts(tmp_path)["skipvit-s1"] == 1 and starts(tmp_path)["skipvit-s0"] == 2
     for name in after:
         records = [json.loads(line) for line in (tmp_path / "runs/tiny" / name / "metrics.jsonl").read_text().splitlines()]
-        assert {r["epoch"] for r in records if "epoch" in r} == set(range(1, 9))
+        assert {r["epoch"] for r in records if "epoch" in r} == set(range(1, 7))
     kept = {name: len(list((tmp_path / "runs/tiny" / name / "checkpoints").glob("epoch_*"))) for name in after}
     assert kept == {"dense-s0": 3, "dense-s1": 1, "skipvit-s0": 3, "skipvit-s1": 1}
 
     again = begin(tmp_path, *words)
-    assert again.wait(60) == 0 and summaries(tmp_path) == after
+    assert again.wait(100) == 0 and summaries(tmp_path) == after
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_a_run_that_fails_is_named_and_does_not_stop_the_others(tmp_path):
     broken = {"data": {"kind": "image_folder", "path": "nowhere"}}
     write(tmp_path, seeds=1, methods={"broken": broken, "dense": {}})
     process = begin(tmp_path)
-    assert process.wait(90) == 1
+    assert process.wait(200) == 1
     printed = (tmp_path / "out.txt").read_text()
     assert "error: 1 of 2 runs failed: broken-s0 (data.path: nowhere is not a folder" in printed and "1 of 2 done" in printed
     assert list(json.loads((tmp_path / "runs/tiny/failed.json").read_text())) == ["broken-s0"]
@@ -140,7 +140,8 @@ ROUTES = {"routes": [{"start": 1, "end": 2}]}
         ({"seeds": [1, 1]}, "seeds: [1, 1] is to be"),
         ({"seeds": 0}, "seeds: 0 is to be"),
         ({"baseline": "dens"}, "baseline: dens is not one of the methods; did you mean dense?"),
-        ({"grid": {"optim.lr": 1}}, "grid.optim.lr: "),
+        ({"methods": {"dense": {"grid": {"optim.lr": [1e-3]}}}}, "methods.dense.grid: the baseline is to be one method"),
+        ({"grid": {"optim.lr": 1}}, "grid.optim.lr: give a list"),
         ({"grid": {"optim.lr": []}}, "grid.optim.lr: give a list"),
         ({"grid": {"optim.lrr": [1]}}, "optim.lrr is not a key; did you mean lr?"),
         ({"grid": {"size": {"a": {"seed": 1}}}}, "grid.seed: the sweep sets it"),
@@ -171,7 +172,7 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path, capsys):
 
 
 def test_a_plan_is_resolved_into_methods_times_grids_times_seeds(tmp_path):
-    (tmp_path / "way.yaml").write_text("routes: [{start: 1, end: 2}]\nphases: {dense_warmup_epochs: 1}\n")
+    (tmp_path / "way.yaml").write_text("routes: [{start: 1, end: 11}]\nphases: {dense_warmup_epochs: 1}\n")  # of 12 blocks
     path = write(
         tmp_path,
         seeds=[3, 5],
@@ -191,10 +192,30 @@ def test_a_plan_is_resolved_into_methods_times_grids_times_seeds(tmp_path):
     assert last.name == "ratios-keep_ratio_0.7-width_wide-s5" and last.variant == "ratios-keep_ratio_0.7" and last.cell == "width_wide"
     assert last.point == {"width": "wide", "routes.0.keep_ratio": 0.7}
     config = last.config
-    assert (config.name, config.seed, config.routes[0].keep_ratio, config.routes[0].start) == (last.name, 5, 0.7, 1)
+    assert (config.name, config.seed, config.routes[0].keep_ratio) == (last.name, 5, 0.7)
+    assert (config.routes[0].start, config.routes[0].end) == (1, 2)  # of 3 blocks
     assert (config.optim.lr, config.optim.beta2, config.optim.epochs) == (2e-3, 0.9, 2)  # the method's, the plan's, the base's
     assert (config.model.width, config.model.heads, config.model.depth) == (32, 4, 3) and config.phases.dense_warmup_epochs == 1
     assert plan.runs[0].config.routes == [] and plan.baseline == "dense"
+
+
+def test_method_files_are_scaled_to_each_depth(tmp_path, capsys):
+    (tmp_path / "way.yaml").write_text("routes: [{start: 4, end: 11}]\n")
+    plan = write(tmp_path, seeds=1, grid={"model.depth": [6, 12]}, methods={"dense": {}, "way": "way.yaml"})
+    assert [[(r.start, r.end) for r in run.config.routes] for run in plans.read(plan).runs] == [[], [], [(2, 5)], [(4, 11)]]
+    assert "set it in the plan" in refused(plan, capsys, "--model.depth", "8")
+    write(tmp_path, methods={"way": {"from": "way.yaml", "model.size": "huge"}})
+    assert "methods.way: model.size: input should be" in refused(plan, capsys)
+
+
+STUDIES = [path for path in sorted((SRC.parent / "configs" / "studies").glob("*.yaml")) if not path.stem.startswith("base_")]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_is_valid_and_says_how_many_runs_it_has(path):
+    plan = plans.read(path)
+    assert f" = {len(plan.runs)} runs" in path.read_text() and f"skipvit sweep configs/studies/{path.name}" in path.read_text()
+    assert plan.baseline == "dense" and not any(run.config.routes for run in plan.runs if run.method == "dense")
 
 
 def test_a_dry_run_lists_the_runs_with_their_ideal_gains(tmp_path, capsys):

@@ -11,8 +11,9 @@ from typing import Any, Callable, Iterator
 from pydantic import Field, ValidationError
 
 from skipvit import config as configuration
-from skipvit.config import Config, Group, nearest
+from skipvit.config import Config, Group, ModelConfig, nearest
 from skipvit.errors import UsageError
+from skipvit.tools.methods import BLOCKS, read_method
 
 Values = dict[str, Any]
 Grid = dict[str, list[Any] | dict[str, Values]]
@@ -28,10 +29,10 @@ class PlanFile(Group):
     base: str
     """YAML file of a run, beside the plan, that all runs begin with"""
     methods: dict[str, str | Values | None] = Field(min_length=1)
-    """by name: a YAML file laid over the base; or keys; or keys over a file (`from`) and a grid of its own (`grid`)"""
+    """by name: a method file (see `tools.methods`) laid over the base; or keys; or keys over a file (`from`) and an own grid (`grid`)"""
     seeds: int | list[int] = 1
     """how many, from 0; or which"""
-    grid: Grid = {}
+    grid: Values = {}
     """for all methods: by key its values, or by label names and the keys that each sets; all combinations are run"""
     common: Values = {}
     """keys that all runs have, over the base"""
@@ -95,6 +96,8 @@ def read(path: Path, check: Callable[[Values, str], Config] = configuration.chec
     baseline = plan.baseline or next(iter(plan.methods))
     if baseline not in plan.methods:
         raise UsageError(f"{path}: baseline: {baseline} is not one of the methods" + nearest(baseline, plan.methods))
+    if isinstance(plan.methods[baseline], dict) and "grid" in plan.methods[baseline]:
+        raise UsageError(f"{path}: methods.{baseline}.grid: the baseline is to be one method; let others have the grid, or all")
     base = over(configuration.read_yaml(base_of(path, plan)), plan.common, f"{path}: common")
     runs: list[Run] = []
     for method, given in plan.methods.items():
@@ -116,20 +119,34 @@ def _runs_of(
         raise UsageError(f"{where}: a method's name is letters, digits, _ and ., with - between; it names folders")
     own = {"from": given} if isinstance(given, str) else dict(given or {})
     file, own_grid = own.pop("from", None), own.pop("grid", {})
-    values = base if file is None else over(base, configuration.read_yaml(path.parent / str(file)), where)
     _refuse_names(own, where)
-    values = over(values, own, where)
     for cell, of_cell in points(grid, f"{path}: grid"):
         for point, of_point in points(own_grid, f"{where}.grid"):
-            changed = over(over(values, of_cell, f"{path}: grid"), of_point, f"{where}.grid")
+            layers = [(own, where), (of_cell, f"{path}: grid"), (of_point, f"{where}.grid")]
+            depth = _depth(base, [keys for keys, _ in layers])
+            values = base if file is None else over(base, read_method(path.parent / str(file), depth), where)
+            for keys, place in layers:
+                values = over(values, keys, place)
             variant = "-".join([method, *_words(point)])
-            label = "-".join(_words(cell))
             for seed in seeds:
                 name = "-".join([variant, *_words(cell), f"s{seed}"])
-                config = check(changed | {"name": name, "seed": seed}, where if not (cell or point) else f"{where} ({name})")
+                config = check(values | {"name": name, "seed": seed}, where if not (cell or point) else f"{where} ({name})")
                 if (config.name, config.seed) != (name, seed):
                     raise UsageError("--name, --seed: the sweep sets them; use the plan's seeds, and its methods' names")
-                yield Run(name, method, variant, label, seed, cell | point, config)
+                if file is not None and config.model.shape().depth != depth:
+                    raise UsageError("--model.depth, --model.size: the plan's method files are scaled to its depth; set it in the plan")
+                yield Run(name, method, variant, "-".join(_words(cell)), seed, cell | point, config)
+
+
+def _depth(base: Values, layers: list[Values]) -> int:
+    """Blocks of the network, whatever else is right or wrong with the keys."""
+    values = {"model": base.get("model", {})}
+    for keys in layers:
+        values = over(values, {key: value for key, value in keys.items() if str(key).split(".")[0] == "model"}, "model")
+    try:
+        return ModelConfig(**values["model"]).shape().depth
+    except (ValidationError, TypeError):
+        return BLOCKS  # refused with all else that is wrong
 
 
 def points(grid: Grid, where: str) -> Iterator[tuple[dict[str, Any], Values]]:
@@ -194,9 +211,9 @@ def over(values: Values, changes: Values, where: str) -> Values:
 
 
 def _below(values: Any, key: str, value: Any, where: str) -> Any:
-    if isinstance(values, dict):
-        return over(values, {key: value}, where)
     first, _, rest = key.partition(".")
+    if isinstance(values, dict) and not first.isdecimal():
+        return over(values, {key: value}, where)
     if not isinstance(values, list) or not first.isdecimal() or int(first) >= len(values):
         raise UsageError(f"{where}: there is no such place in this method; a list counts from 0, e.g. routes.0.keep_ratio")
     result = list(values)

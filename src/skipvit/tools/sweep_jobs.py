@@ -24,6 +24,7 @@ from skipvit.training.processes import SAVED, end_with_parent
 from skipvit.training.run_folder import RunFolder
 
 LOOK_EVERY_S = 0.5
+MOST_OF_A_LINE = 200  # characters; the log has all
 
 
 def finished(folder: RunFolder, config: Config) -> bool:
@@ -216,11 +217,11 @@ def _why(job: Job) -> str:
     own = [line for line in lines if line.startswith("error: ")]
     code = job.process.returncode
     if own and code > 0:
-        return own[-1].removeprefix("error: ")
+        return own[-1].removeprefix("error: ")[:MOST_OF_A_LINE]
     if code == SAVED:
         return "somebody stopped it, it has saved"
     how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return f"{how}, after printing: {(lines or ['nothing'])[-1][:200]}"
+    return f"{how}, after printing: {(lines or ['nothing'])[-1][:MOST_OF_A_LINE]}"
 
 
 def _duration(seconds: float) -> str:
