@@ -35,6 +35,7 @@ class RunFolder:
         self.path, self.writes = path, writes
         self.checkpoints = path / "checkpoints"
         self.config = path / "config.yaml"
+        self.classes = path / "classes.json"
         self.broken, self.broken_val = path / "broken_images.txt", path / "broken_images_val.txt"
         self.events = self.lock = None
 
@@ -92,6 +93,11 @@ class RunFolder:
     def write_config(self, text: str) -> None:
         if self.writes:
             _write_whole(self.config, text)
+
+    def write_classes(self, names: tuple[str, ...]) -> None:
+        """The names of the classes, in the order of their numbers."""
+        if self.writes:
+            _write_whole(self.classes, json.dumps(names, indent=0) + "\n")
 
     def begun(self) -> bool:
         """Whether there is a run to go on with."""
