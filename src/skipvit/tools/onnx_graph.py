@@ -7,23 +7,40 @@ position first. So the same tokens are kept, and what is left are differences of
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import mindspore  # noqa: F401  before onnx: MindSpore's protobuf classes need a setting that it makes itself
 import numpy as np
 
+from skipvit.errors import UsageError
 from skipvit.models.routing import ATTENTION_SCORERS, Span, grid_mask
 from skipvit.models.sizes import Size
 from skipvit.models.vit import NORM_EPSILON, PIXEL_MEAN, PIXEL_STD
 
 try:
     import onnx
+    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 except ImportError:
     onnx = None
 
 OPSET, IR_VERSION = 17, 8  # ONNX 1.12
 INPUT, OUTPUT = "images", "probabilities"
+
+
+def require() -> None:
+    """Raises UsageError if the libraries are not installed."""
+    if onnx is None:
+        raise UsageError("--to onnx: needs `pip install onnx onnxruntime`")
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    """A file in ONNX Runtime on the CPU, after the checks of the ONNX library; raises whatever they raise."""
+    onnx.checker.check_model(str(path), full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 class Heads(NamedTuple):

@@ -181,13 +181,18 @@ def find_pictures(inputs: list[str]) -> tuple[list[str], dict[str, str]]:
     return paths, bad
 
 
+def whole_pictures(config: Config) -> bool:
+    """Whether nothing is cropped in validation: the kinds of data whose pictures are small squares."""
+    return config.data.kind in ("shapes", "cifar10", "cifar100")
+
+
 def batches(config: Config, source, batch_size: int, bad: Bad) -> Iterator[tuple[list[int], np.ndarray]]:
     """Pictures prepared as for validation, of a run's source or `Files`.
 
     Yields:
         places of the good ones in the batch, and uint8 (batch_size, S, S, 3), in which the others are black.
     """
-    if config.data.kind in ("shapes", "cifar10", "cifar100"):  # whole pictures, in validation too
+    if whole_pictures(config):
         config = config.model_copy(update={"data": config.data.model_copy(update={"eval_crop": 1.0})})
     for images, labels, _, _ in batches_of(config, source, 1, False, batch_size=batch_size, broken=bad)():
         yield np.flatnonzero(labels != PADDING).tolist(), images

@@ -110,10 +110,7 @@ class RunFolder:
         entry = {
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
             "command": " ".join(command),
-            "skipvit": skipvit.__version__,
-            "mindspore": mindspore.__version__,
-            "numpy": numpy.__version__,
-            "python": platform.python_version(),
+            **versions(),
             "machine": platform.platform(),
         }
         path = self.path / "versions.json"
@@ -168,6 +165,16 @@ class RunFolder:
                 curves(self.records(), phases).savefig(self.path / "curves.png", dpi=110)
             except OSError as error:
                 self.warn(f"{self.path / 'curves.png'}: not written ({error.strerror})")
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    return {
+        "skipvit": skipvit.__version__,
+        "mindspore": mindspore.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _write_whole(path: Path, text: str) -> None:
