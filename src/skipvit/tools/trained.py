@@ -110,12 +110,12 @@ def class_names(config: Config, run: RunFolder | None) -> tuple[str, ...]:
     count = config.model.num_classes
     if run is not None and run.classes.is_file():
         try:
-            names = tuple(json.loads(run.classes.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            names = ()
-        if len(names) != count or not all(isinstance(name, str) for name in names):
+            names = json.loads(run.classes.read_text(encoding="utf-8"))
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
             raise RunError(f"{run.classes}: not a list of {count} class names; mend it, or remove it to read them from the data set")
-        return names
+        return tuple(names)
     try:
         return CLASSES if config.data.kind == "shapes" else tuple(open_source(config, "val").classes)
     except (UsageError, RunError, OSError) as error:
