@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
-from hostile import scene
 from mindspore import Tensor, nn
 from PIL import Image
 from reference import forward
@@ -21,7 +22,8 @@ from skipvit.models.routing import Route
 from skipvit.tools import agreement, convert, export, onnx_graph
 
 onnxruntime = pytest.importorskip("onnxruntime")
-SAMPLE = Path(os.environ.get("SKIPVIT_SAMPLE", "nowhere"))  # an image folder of ImageNet, if there is one
+# A folder of pictures of ImageNet, if there is one; without it the built-in pictures are enlarged.
+SAMPLE = Path(os.environ.get("SKIPVIT_IMAGENET_SAMPLE", "nowhere"))
 ROUTE = Route(1, 3, 0.5)
 
 
@@ -143,7 +145,7 @@ def test_what_does_not_agree_is_not_kept(tiny, tmp_path, monkeypatch, capsys, fa
         monkeypatch.setattr(onnx_graph, "OPSET", 5)
     if fault == "is not written":
         monkeypatch.setattr(Path, "write_bytes", full_disk)
-    assert run("export", [str(tiny[0]), "--to", "onnx", "--out", str(tmp_path / "out")]) == 1
+    assert run("export", [str(tiny[0]), "--to", "onnx", "--dense", "--out", str(tmp_path / "out")]) == 1
     line = error_line(capsys)
     messages = {"wrong": "does not agree with the network: a probability of picture", "is not written": "No space left"}
     assert messages.get(fault, "cannot be written and run") in line and "nothing is kept" in line
@@ -204,3 +206,68 @@ def test_without_the_libraries_it_says_what_to_install(tiny, monkeypatch, capsys
     monkeypatch.setattr(onnx_graph, "onnx", None)
     assert run("export", [str(tiny[0]), "--to", "onnx"]) == 2
     assert "needs `pip install onnx onnxruntime`" in error_line(capsys)
+
+
+@pytest.fixture(scope="module")
+def sixty_four(tmp_path_factory):
+    """sixty_four(size): paths of 64 pictures."""
+
+    def get(size):
+        sample = sorted(map(str, SAMPLE.rglob("*.JPEG")))[:64]
+        if size == 224 and len(sample) == 64:
+            return sample
+        folder = tmp_path_factory.mktemp(f"pictures{size}")
+        for i, image in enumerate(generate(64, seed=0, split="val").images):
+            Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
+        return [str(folder)]
+
+    return get
+
+
+GONE = {"fuse": True, "restore": False}
+NETWORKS = {
+    32: {"width": 32, "depth": 6, "heads": 2, "patch": 4, "image_size": 32},
+    224: {"width": 64, "depth": 6, "heads": 2, "patch": 16, "image_size": 224},
+}
+ROUTES = {
+    "dense": [],
+    "one": [{"start": 2, "end": 5, "keep_ratio": 0.45}],
+    "three": [{"start": start, "end": end, "keep_ratio": 0.7} | GONE for start, end in ((2, 3), (3, 4), (4, 6))],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("routes", ROUTES)
+@pytest.mark.parametrize("size", NETWORKS)
+def test_exports_agree_with_the_network_on_64_pictures(make_run, sixty_four, tmp_path, size, routes):
+    """Random weights, so that probabilities are far from sure and selections are of all kinds; scores that tie are told apart."""
+    data = {"kind": "image_folder", "path": "nowhere"} if size == 224 else {}
+    folder, _ = make_run(tmp_path / "run", routes=ROUTES[routes], model=NETWORKS[size], data=data)
+    for kind in ("onnx", "mindir"):
+        assert run("export", [str(folder), "--to", kind, "--batch_sizes", "16", "--images", *sixty_four(size)]) == 0
+        forward = "dense" if routes == "dense" else "routed"
+        (row,) = json.loads((folder / "export" / f"tiny_{forward}.{kind}.json").read_text())["files"]
+        print(f"{size} pixels, {routes}, {kind}: {row['verified']}")
+        assert row["pictures"] == 64 and row["largest_difference"] <= 1e-4 and row["near_ties"] <= 1
+
+
+READ_ALONE = """
+import sys, numpy as np, mindspore as ms
+assert "skipvit" not in sys.modules
+ms.set_context(mode=ms.GRAPH_MODE)
+ms.set_device("CPU")
+cell = ms.nn.GraphCell(ms.load("tiny_routed_b4.mindir"))
+np.save("found.npy", cell(ms.Tensor(np.load("images.npy"))).asnumpy())
+"""
+
+
+@pytest.mark.slow
+def test_mindir_runs_in_a_process_that_has_never_heard_of_skipvit(tiny, tmp_path):
+    assert run("export", [str(tiny[0]), "--to", "mindir", "--batch_sizes", "4", "--out", str(tmp_path)]) == 0
+    images = generate(4, seed=0, split="val").images
+    np.save(tmp_path / "images.npy", images)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", READ_ALONE], cwd=tmp_path, env=environment, check=True, timeout=120)
+    logits = forward(tiny[1], images, np.zeros((4, 8), np.float32), depth=4, heads=2, patch=8, routes=[ROUTE]).logits
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-5)
