@@ -150,13 +150,17 @@ def sheet(trained: Trained, images: np.ndarray, found: list[Prediction]) -> Figu
     attention, where = attention_of(seen, spans, network.tokens, network.depth)
     views = "picture, kept patches (bypassed ones dimmed)" if spans else "picture"
     captions = [
-        (printable(Path(path).name)[-28:], "\n".join(f"{printable(trained.classes[c])[:24]} {100 * p:.1f} %" for c, p in top[:2]))
+        (_short(printable(Path(path).name), 34), "\n".join(f"{_short(printable(trained.classes[c]), 24)} {100 * p:.1f} %" for c, p in top[:2]))
         for path, top in found
     ]
     title = f"{views}, attention of [CLS] in {where} (bright: most)"
     kept = [seen[f"routes.{r}.kept"] for r in range(len(spans))]
     grid = trained.config.model.image_size // trained.config.model.patch
     return prediction_figure(images, kept, attention, captions, grid, title)
+
+
+def _short(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def attention_of(seen: dict[str, np.ndarray], spans: tuple[Span, ...], tokens: int, depth: int) -> tuple[np.ndarray, str]:
