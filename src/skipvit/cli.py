@@ -15,10 +15,13 @@ COMMANDS = {
     "predict": ("skipvit.tools.predict", "the most probable classes of pictures, and a sheet of what the network looked at"),
     "export": ("skipvit.tools.export", "a trained network as MindIR, ONNX or timm weights, checked, with a model card"),
     "mindrecord": ("skipvit.tools.mindrecord", "image folders to MindRecord files"),
+    "sweep": ("skipvit.tools.sweep", "train all runs of a plan: methods x grids x seeds, resumable"),
+    "report": ("skipvit.tools.report", "what a sweep showed: one HTML page, Markdown, figures"),
     "pipeline": ("skipvit.tools.pipeline", "time the data pipeline alone: pictures a second and cores a card needs"),
     "bench": ("skipvit.tools.bench", "time training or inference of several configs side by side"),
     "cost": ("skipvit.tools.cost", "parameters, multiply-accumulates, memory and ideal gain of a config, by arithmetic"),
     "audit": ("skipvit.tools.audit", "operators that an Ascend 910A would run slowly or not at all; needs no card"),
+    "importance": ("skipvit.tools.importance", "measure what a trained network keeps: objects, deletion, stability"),
     "convert": ("skipvit.tools.convert", "timm weights (.safetensors) to a checkpoint, and back"),
     "doctor": ("skipvit.tools.doctor", "check this machine: versions, cards, data, a training step"),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from skipvit import config as configuration
-from skipvit.analysis.macs import forward_macs, training_macs
+from skipvit.analysis.macs import Sequence, forward_macs, training_macs
 from skipvit.analysis.memory import block_activations, state
 from skipvit.cli import run
 from skipvit.config import Config
@@ -82,7 +82,7 @@ def test_memory_is_that_of_a_count_by_hand():
     """Korthikanti et al. (arXiv 2205.05198): a float16 layer keeps 34 N d + 5 h N^2 bytes with dropout and float16 norms; without
     its dropout masks (2 N d + h N^2) and dropped maps (2 h N^2) 32 N d + 2 h N^2."""
     size, n = Size(384, 12, 6), 197
-    ours = block_activations(n, size, compute=2)
+    ours = block_activations(Sequence(n, n), size, compute=2)
     norms, maps = 2 * 2 * n * 384, 4 * 6 * n**2  # float32 instead of float16: norms' inputs, softmax
     assert ours == 32 * n * 384 + 2 * 6 * n**2 + norms + maps
     assert state(1000, ema=True, accumulate=True) == {

@@ -46,9 +46,14 @@ def main(words: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward: of each block the tokens, multiply-accumulates and bytes kept for the backward of a picture; MACs by part."""
+    """One forward: of each block the tokens, multiply-accumulates and bytes kept for the backward of a picture; MACs by part.
+
+    Attributes:
+        tokens: that come out of each block, as its MLP saw them; attention_tokens: that its attention saw.
+    """
 
     tokens: tuple[int, ...]
+    attention_tokens: tuple[int, ...]
     block_macs: tuple[int, ...]
     block_activations: tuple[int, ...]
     parts: dict[str, int]
@@ -85,16 +90,17 @@ def cost_of(config: Config) -> Cost:
     forwards = {}
     for name, spans in (("dense", ()), ("routed", config.spans())):
         if name == "dense" or spans:
-            tokens = sequences(size.depth, model.tokens, spans)
+            seen = sequences(size.depth, model.tokens, spans)
             parts = forward_parts(*shape, spans, formulation)
             forwards[name] = Forward(
-                tokens,
-                tuple(block_macs(sequence, size.width) for sequence in tokens),
-                tuple(block_activations(sequence, size, compute) for sequence in tokens),
+                tuple(sequence.mlp for sequence in seen),
+                tuple(sequence.attention for sequence in seen),
+                tuple(block_macs(sequence, size.width) for sequence in seen),
+                tuple(block_activations(sequence, size, compute) for sequence in seen),
                 parts,
                 sum(parts.values()),
                 training_macs(*shape, spans, formulation),
-                activations(size, tokens, compute),
+                activations(size, seen, compute),
             )
     gain = forwards["dense"].training_macs / forwards.get("routed", forwards["dense"]).training_macs
     warmup, routed, cooldown = config.phase_lengths()
@@ -124,7 +130,8 @@ def part_lines(cost: Cost) -> list[str]:
 def block_lines(cost: Cost, batch: int) -> list[str]:
     """Tokens, MACs and activations by block, blocks that are alike together."""
     last = list(cost.forwards.values())[-1]
-    rows = list(zip(last.tokens, last.block_macs, last.block_activations))
+    seen = [f"{mlp}" if mlp == all_ else f"{all_}>{mlp}" for mlp, all_ in zip(last.tokens, last.attention_tokens)]
+    rows = list(zip(seen, last.block_macs, last.block_activations))
     lines = [f"{'blocks':10}{'tokens':>8}{'MMACs a picture':>18}{'kept for backward, MiB a card':>32}"]
     first = 0
     for i in range(1, len(rows) + 1):
@@ -132,7 +139,7 @@ def block_lines(cost: Cost, batch: int) -> list[str]:
             tokens, macs, kept = rows[first]
             name = f"{first}" if i == first + 1 else f"{first} to {i - 1}"
             each = " each" if i > first + 1 else ""
-            lines.append(f"{name:10}{tokens:8}{macs / 1e6:18.1f}{batch * kept / MIB:32.1f}{each}")
+            lines.append(f"{name:10}{tokens:>8}{macs / 1e6:18.1f}{batch * kept / MIB:32.1f}{each}")
             first = i
     return lines
 

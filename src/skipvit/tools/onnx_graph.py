@@ -14,7 +14,8 @@ import mindspore  # noqa: F401  before onnx: MindSpore's protobuf classes need a
 import numpy as np
 
 from skipvit.errors import UsageError
-from skipvit.models.routing import ATTENTION_SCORERS, Span, grid_mask
+from skipvit.models.routing import Span, grid_mask
+from skipvit.models.scorers import SCORERS
 from skipvit.models.sizes import Size
 from skipvit.models.vit import NORM_EPSILON, PIXEL_MEAN, PIXEL_STD
 
@@ -26,6 +27,10 @@ except ImportError:
     onnx = None
 
 OPSET, IR_VERSION = 17, 8  # ONNX 1.12
+# Scorers that rank by attention outside training, and whether the most or the least attended come first.
+SIGN = {
+    "cls_attention": 1, "cls_attention_value": 1, "inverse_cls_attention": -1, "sampled_cls_attention": 1, "mixed_cls_attention": 1,
+}  # fmt: skip
 INPUT, OUTPUT = "images", "probabilities"
 
 
@@ -110,11 +115,17 @@ class VitGraph:
         x, heads, at = self.embed(images, uint8), None, 0
         for r, span in enumerate(self.spans):
             x, heads = self.run(x, heads, at, span.start)
+            if span.at == "mlp":
+                x, heads = self.attend(span.start, x)
             chosen = self.select(span, heads, self.first_noise(r))
-            before, _ = self.run(self.enter(span, x, chosen), None, span.start, span.end - 1)
-            inside, heads = self.run(before, None, span.end - 1, span.end)
+            inside = self.enter(span, x, chosen)
+            if span.at == "mlp":
+                inside = self.feed(span.start, inside)
+            last = max(span.first_block, span.end - 1)
+            before, heads = self.run(inside, heads, span.first_block, last)
+            inside, heads = self.run(before, heads, last, span.end)
             if span.restore:
-                if self.scores_at(r + 1, span.end):  # the next scorer ranks those that bypassed this block too
+                if self.scores_at(r + 1, span.end) and last < span.end:  # the next scorer ranks those that bypassed this block too
                     _, k, v = self.heads(span.end - 1, self.leave(span, before, x, chosen))
                     heads = Heads(heads.q, k, v)
                 x = self.leave(span, inside, x, chosen)
@@ -126,11 +137,11 @@ class VitGraph:
         return self.op("Softmax", self.dense("head", self.layer_norm("norm", cls)), axis=-1)
 
     def scores_at(self, r: int, block: int) -> bool:
-        return r < len(self.spans) and self.spans[r].start == block and self.spans[r].scorer in ATTENTION_SCORERS
+        return r < len(self.spans) and self.spans[r].start == block and self.spans[r].reads_before
 
     def first_noise(self, r: int) -> int:
-        """First column of the noise of route r: two a block for the drop path, then those of the `random` routes before."""
-        return 2 * self.size.depth + sum(span.tokens for span in self.spans[:r] if span.scorer == "random")
+        """First column of the noise of route r: two a block for the drop path, then those of the routes before."""
+        return 2 * self.size.depth + sum(SCORERS[span.scorer].noise_columns(span.tokens) for span in self.spans[:r])
 
     # The network's parts
 
@@ -149,10 +160,17 @@ class VitGraph:
     def run(self, x: str, heads: Heads | None, start: int, end: int) -> tuple[str, Heads | None]:
         """Blocks [start, end); q, k, v of the last one, or those given if there is none."""
         for i in range(start, end):
-            heads = self.heads(i, x)
-            x = self.op("Add", x, self.attention(i, heads))
-            x = self.op("Add", x, self.mlp(i, self.layer_norm(f"blocks.{i}.norm2", x)))
+            x, heads = self.attend(i, x)
+            x = self.feed(i, x)
         return x, heads
+
+    def attend(self, i: int, x: str) -> tuple[str, Heads]:
+        heads = self.heads(i, x)
+        return self.op("Add", x, self.attention(i, heads)), heads
+
+    def feed(self, i: int, x: str) -> str:
+        hidden = self.gelu(self.dense(f"blocks.{i}.mlp.fc1", self.layer_norm(f"blocks.{i}.norm2", x)))
+        return self.op("Add", x, self.dense(f"blocks.{i}.mlp.fc2", hidden))
 
     def heads(self, i: int, x: str) -> Heads:
         normed, heads = self.layer_norm(f"blocks.{i}.norm1", x), []
@@ -171,9 +189,6 @@ class VitGraph:
         scale = np.float32((self.size.width // self.size.heads) ** -0.5)
         logits = self.op("MatMul", self.op("Mul", q, scale), self.op("Transpose", k, perm=[0, 1, 3, 2]))
         return self.op("Softmax", logits, axis=-1)
-
-    def mlp(self, i: int, x: str) -> str:
-        return self.dense(f"blocks.{i}.mlp.fc2", self.gelu(self.dense(f"blocks.{i}.mlp.fc1", x)))
 
     def gelu(self, x: str) -> str:
         if self.exact_gelu:
@@ -194,15 +209,19 @@ class VitGraph:
     # Routes
 
     def select(self, span: Span, heads: Heads | None, first_noise: int) -> Selection:
-        """Twin of `Router.score` and `Router.mask`; what a `random` or `grid` route keeps is known already."""
-        if span.scorer in ATTENTION_SCORERS:
+        """Twin of `Router.score` and `Router.mask`; what a `random` or `grid` route keeps is known already.
+
+        Raises:
+            KeyError: a scorer that has no twin here.
+        """
+        if span.scorer in SIGN:
             weights = self.score(span, heads)
-            ranking = self.op("Neg", weights) if span.scorer == "inverse_cls_attention" else weights
+            ranking = weights if SIGN[span.scorer] > 0 else self.op("Neg", weights)
             _, best = self.op("TopK", ranking, np.array([span.kept]), outputs=2)
             patches, _ = self.op("TopK", best, np.array([span.kept]), outputs=2, largest=0)  # sorts them
         else:
             noise = self.noise[first_noise : first_noise + span.tokens]
-            ranking = noise if span.scorer == "random" else grid_mask(span.tokens, span.kept)
+            ranking = {"random": noise, "grid": grid_mask(span.tokens, span.kept)}[span.scorer]
             best = np.sort(np.argsort(-ranking.astype(np.float32), kind="stable")[: span.kept])
             patches = self.constant(np.tile(best, (self.batch, 1)))
             weights = self.constant(np.ones((self.batch, span.tokens), np.float32)) if span.fuse else ""

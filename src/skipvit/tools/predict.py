@@ -24,6 +24,7 @@ from skipvit.tools.trained import Bad, Files, Trained, add_options, batches, fin
 from skipvit.training import distributed
 
 MOST_SHOWN = 48  # pictures of a sheet
+BY_ATTENTION = ("cls_attention", "sampled_cls_attention", "mixed_cls_attention")  # outside training
 SHEET_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 EPILOG = """examples:
   skipvit predict runs/skipvit_mini_shapes cat.jpg holiday/            files and folders
@@ -169,12 +170,14 @@ def attention_of(seen: dict[str, np.ndarray], spans: tuple[Span, ...], tokens: i
     Where the first route is scored by attention, that is what it selects by; else the last block's, and 0 for patches that
     have not come so far.
     """
-    if spans and spans[0].scorer == "cls_attention":
-        return seen["routes.0.ranking"], f"block {spans[0].start - 1}, by which patches are kept"
+    if spans and spans[0].scorer in BY_ATTENTION:
+        block = spans[0].start - spans[0].reads_before
+        return seen["routes.0.ranking"], f"block {block}, by which patches are kept"
     row, attention = seen["cls_attention"][:, 1:], np.zeros((len(seen["cls_attention"]), tokens), np.float32)
     places = np.broadcast_to(np.arange(tokens), attention.shape)
     for r, span in enumerate(spans):
-        places = places if span.restore else seen[f"routes.{r}.kept"]
+        gone = not span.restore and span.first_block < depth  # before the last block's attention
+        places = seen[f"routes.{r}.kept"] if gone else places
     np.put_along_axis(attention, places, row[:, : places.shape[1]], 1)
     return attention, f"block {depth - 1}, the last"
 

@@ -252,10 +252,7 @@ def finish(config: Config, network: ViT, folder: RunFolder, val_source: Source) 
 
 def draw_kept(config: Config, network: ViT, val_source: Source, count: int = 16):
     """Figure of validation pictures, evenly spaced over the set, with what the routed forward keeps and predicts."""
-    chosen = np.linspace(0, len(val_source) - 1, min(count, len(val_source))).astype(int).tolist()
-    # Those that cannot be decoded are black here; the run has listed them already.
-    shown = config.model_copy(update={"data": config.data.model_copy(update={"broken_share": 1.0})})
-    ((images, labels, noise, _),) = batches_of(shown, Subset(val_source, chosen), network.noise_width, False, batch_size=len(chosen))()
+    images, labels, noise = sample(config, network, val_source, count)
     names = [f"routes.{r}.kept" for r in range(len(network.spans))]
     network.set_train(False)
     found = Activations(network, ["logits", *names]).by_name(Tensor(images), Tensor(noise))
@@ -263,3 +260,12 @@ def draw_kept(config: Config, network: ViT, val_source: Source, count: int = 16)
     captions = [f"{classes[label]} → {classes[guess]}" for label, guess in zip(labels, guesses)]
     grid = config.model.image_size // config.model.patch
     return kept_figure(images, [found[name] for name in names], captions, grid)
+
+
+def sample(config: Config, network: ViT, source: Source, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Validation pictures, evenly spaced over the set: images, labels and noise, see `data.pipeline`."""
+    chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int).tolist()
+    # Those that cannot be decoded are black here; the run has listed them already.
+    shown = config.model_copy(update={"data": config.data.model_copy(update={"broken_share": 1.0})})
+    ((images, labels, noise, _),) = batches_of(shown, Subset(source, chosen), network.noise_width, False, batch_size=len(chosen))()
+    return images, labels, noise

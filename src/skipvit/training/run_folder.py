@@ -66,6 +66,17 @@ class RunFolder:
         except OSError:
             pass  # a file system without locks
 
+    def in_use(self) -> bool:
+        """Whether another process trains in it."""
+        try:
+            with open(self.path / ".lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass  # no folder yet, or a file system without locks
+        return False
+
     def release(self) -> None:
         """The opposite of `claim`, and the end of the TensorBoard events."""
         if self.lock is not None:
