@@ -12,6 +12,8 @@ COMMANDS = {
     "train": ("skipvit.tools.train", "train a network as a config says"),
     "eval": ("skipvit.tools.evaluate", "top-1 and top-5 of a trained network, dense and routed"),
     "launch": ("skipvit.tools.launch", "train or evaluate on several cards, as run_distributed.sh"),
+    "predict": ("skipvit.tools.predict", "the most probable classes of pictures, and a sheet of what the network looked at"),
+    "export": ("skipvit.tools.export", "a trained network as MindIR, ONNX or timm weights, checked, with a model card"),
     "mindrecord": ("skipvit.tools.mindrecord", "image folders to MindRecord files"),
     "sweep": ("skipvit.tools.sweep", "train all runs of a plan: methods x grids x seeds, resumable"),
     "report": ("skipvit.tools.report", "what a sweep showed: one HTML page, Markdown, figures"),
