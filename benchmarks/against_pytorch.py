@@ -32,11 +32,13 @@ KINDS = {"plain": "PyTorch", "strong": "PyTorch, fused kernels"}
 
 def parser() -> configuration.OneLineParser:
     result = configuration.OneLineParser(
-        prog="against_pytorch.py", description=__doc__, epilog="exit code 1: a ratio is too uncertain to be reported, or a process died"
+        prog="against_pytorch.py",
+        description=__doc__,
+        epilog="exit code 1: a ratio is too uncertain to be reported, or a process died",
     )
     result.add_argument("config", metavar="CONFIG", help="YAML file of a run; its other keys as options")
     result.add_argument("--pytorch", choices=(*KINDS, "both"), default="plain", help="which PyTorch (default: plain)")
-    result.add_argument("--torch_python", default=sys.executable, metavar="FILE", help="Python that has PyTorch (default: this one)")
+    result.add_argument("--torch_python", default=sys.executable, metavar="FILE", help="Python with PyTorch (default: this)")
     result.add_argument("--rounds", type=int, default=20, metavar="N", help="turns of each (default: 20)")
     result.add_argument("--widest", type=float, default=0.05, metavar="X", help="as of skipvit bench")
     result.add_argument("--json", action="store_true", help="print one JSON object")
@@ -80,7 +82,8 @@ def torch_version(python: str) -> str:
         raise UsageError(f"--torch_python: {python} cannot be run ({error.strerror})") from None
     if answer.returncode:
         raise UsageError(
-            f"--torch_python: {python} has no PyTorch; pip install -e '.[compare]', or name the Python of an environment that has it"
+            f"--torch_python: {python} has no PyTorch; pip install -e '.[compare]', "
+            "or name the Python of an environment that has it"
         )
     return answer.stdout.strip()
 

@@ -3,8 +3,8 @@
     python benchmarks/heaviest_operators.py --config configs/vit_mini_shapes_cpu.yaml
     python benchmarks/heaviest_operators.py --config configs/skipvit_small_imagenet.yaml --data.batch_size 16 --forward routed
 
-Operators of one kind on inputs of the same shapes are one line: median milliseconds over the steps. Of most of the backward
-MindSpore does not say which layer an operator belongs to; its shapes do. Where the backward begins and ends is told by the order.
+Operators of one kind on inputs of the same shapes are one line: milliseconds of a step, median over the steps. Of most of the
+backward MindSpore does not say which layer an operator belongs to; its shapes do. Where it begins and ends is told by the order.
 *Before* is how long no operator ran until these began: scheduling, and getting memory for their results.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 
 os.environ.setdefault("GLOG_v", "4")
 
+import numpy as np
 from mindspore.profiler import ProfilerActivity, profile, schedule, tensorboard_trace_handler
 
 from skipvit import config as configuration
@@ -54,7 +55,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         profiled(timed, options.steps, folder)
         operators = read(Path(folder), options.steps)
-    print(f"{config.name} {options.forward}, batch {config.data.batch_size}: median step {1000 * seconds:.1f} ms without the profiler")
+    said = f"median step {1000 * seconds:.1f} ms without the profiler"
+    print(f"{config.name} {options.forward}, batch {config.data.batch_size}: {said}")
     print(table(operators, options.top))
 
 
@@ -72,9 +74,9 @@ def profiled(step, steps: int, folder: str) -> None:
     profiler.stop()
 
 
-def read(folder: Path, steps: int) -> list[tuple[str, str, str, str, float, float]]:
-    """Operators of a step in the order in which they ran: part of the step, cell, kind, shapes of the inputs, median ms that it
-    took and that nothing ran before it.
+def read(folder: Path, steps: int) -> list[tuple[str, str, str, str, np.ndarray, np.ndarray]]:
+    """Operators of a step in the order in which they ran: part of the step, cell, kind, shapes of the inputs, and in each step
+    the ms that it took and that nothing ran before it.
 
     One file has times and full names, the other shapes and short names, both in the order of the launches.
     """
@@ -95,19 +97,19 @@ def read(folder: Path, steps: int) -> list[tuple[str, str, str, str, float, floa
         scope = name.split("/")[-2]
         cell = scope.split("-")[1] if part != "update" and not name.startswith("Gradients/") and "-" in scope else ""
         known = [text.split(":", 1)[1].replace(" ", "") for text in inputs if ":[" in text]
-        ms = statistics.median(runs[i + each * step][2] for step in range(steps))
-        before = statistics.median(waits[i + each * step] for step in range(steps)) if i else 0.0
+        ms = np.array([ms for _, _, ms in runs[i::each]])
+        before = waits[i::each] if i else np.zeros(steps)
         result.append((part, cell, kind, " ".join(known), ms, before))
     return result
 
 
-def _waits(runs: list[tuple[int, str, float]]) -> list[float]:
+def _waits(runs: list[tuple[int, str, float]]) -> np.ndarray:
     """Milliseconds before each operator in which none ran; runs are (start in ns, name, ms), by start."""
     result, end = [], runs[0][0]
     for start, _, ms in runs:
         result.append(max(0, start - end) / 1e6)
         end = max(end, start + int(1e6 * ms))
-    return result
+    return np.array(result)
 
 
 def _lines(folder: Path, name: str) -> list[str]:
@@ -117,14 +119,14 @@ def _lines(folder: Path, name: str) -> list[str]:
     return [line for file in files for line in file.read_text().splitlines() if line]
 
 
-def table(operators: list[tuple[str, str, str, str, float, float]], top: int) -> str:
-    everything, waits = (sum(operator[c] for operator in operators) for c in (4, 5))
+def table(operators: list[tuple[str, str, str, str, np.ndarray, np.ndarray]], top: int) -> str:
+    everything, waits = (np.median(sum(operator[c] for operator in operators)) for c in (4, 5))
     lines = [f"{len(operators)} operators, {everything:.1f} ms in all, and {waits:.1f} ms between them"]
     for title, columns in (("part", (0,)), ("kind", (2,)), ("part, cell, kind, shapes of the inputs", (0, 1, 2, 3))):
         groups = defaultdict(list)
         for operator in operators:
             groups[tuple(operator[c] for c in columns)].append(operator[4:])
-        rows = [(sum(ms for ms, _ in times), sum(wait for _, wait in times), len(times), key) for key, times in groups.items()]
+        rows = [(*np.median(np.sum(times, 0), 1), len(times), key) for key, times in groups.items()]
         lines += ["", f"{'ms':>9}{'share':>8}{'before':>9}{'times':>7}  {title}"]
         for ms, wait, count, key in sorted(rows, reverse=True)[:top]:
             lines.append(f"{ms:9.2f}{100 * ms / everything:6.1f} %{wait:9.2f}{count:7}  {'  '.join(filter(None, key))}")

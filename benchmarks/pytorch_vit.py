@@ -1,10 +1,12 @@
-"""A plain Vision Transformer and its training step in PyTorch, eager, as timm writes them: what `against_pytorch.py` compares with.
+"""A plain Vision Transformer and its training step in PyTorch, eager, as timm writes them: for `against_pytorch.py`.
 
-It does the work of `skipvit`'s dense training step on the same batch: uint8 pictures are normalised, mixed (if the configuration
-mixes), classified; smoothed soft cross-entropy; backward; clipping by the global norm; AdamW with decay on matrices; weight average
-(if there is one). It is not asked whether the gradients are finite: that is for float16. `plain` writes attention out and
-uses PyTorch's defaults; `strong` uses its fused attention, fused AdamW, one kernel for all of a list where there is one, and the
-GELU of the configuration, where `plain` has timm's, with erf.
+It does the work of `skipvit`'s dense training step on the same kind of batch: uint8 pictures are normalised and, if the
+configuration says so, mixed (mixup; ours also has CutMix's box in the same expression); smoothed soft cross-entropy; stochastic
+depth; backward; clipping by the global norm; AdamW that decays matrices; an average of the weights if there is one. Ours also asks
+whether the gradients are finite.
+
+`plain` writes attention out, has timm's GELU, with erf, and PyTorch's defaults. `strong` has PyTorch's fused attention and AdamW,
+one call for all weights where there is one, and the configuration's GELU (ours: tanh).
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class Block(nn.Module):
 
 
 class PyTorchViT(nn.Module):
-    """Logits (B, classes) of normalised pictures (B, 3, S, S); `model` is a configuration's group of that name, as plain values."""
+    """Logits (B, classes) of normalised pictures (B, 3, S, S). model: a configuration's group."""
 
     def __init__(self, model: dict[str, Any], strong: bool):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Steps that are timed, and the memory of their process. Nothing here needs MindSpore: benchmarks/pytorch_worker.py uses it too."""
+"""Steps that are timed, and the memory of their process. Needs no MindSpore: benchmarks/pytorch_worker.py uses it too."""
 
 from __future__ import annotations
 
