@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
+from mindspore.ops.operations._grad_ops import SigmoidGrad
 
 from skipvit.models.routing import Formulation, Leading, Route, Router, resolve
 from skipvit.models.sizes import Size
@@ -20,41 +21,71 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 NORM_EPSILON = 1e-6
 
 
+class AddBias(nn.Cell):
+    """Rows (R, D) plus a bias (D,). Its gradient is a product with ones, many times faster than MindSpore's CPU kernel."""
+
+    def construct(self, rows, bias):
+        return ops.BiasAdd()(rows, bias)
+
+    def bprop(self, rows, bias, out, dout):
+        return dout, sum_of_rows(dout)
+
+
+def sum_of_rows(x):
+    """(R, D) -> (D,)."""
+    return ops.Reshape()(ops.MatMul()(ops.Ones()((1, x.shape[0]), x.dtype), x), (x.shape[1],))
+
+
+def across(column, width):
+    """A column (R, 1) as wide as (R, width): MindSpore's CPU kernels are slow where one side of + - * is narrower."""
+    return ops.Tile()(column, (1, width))
+
+
 class Dense(nn.Cell):
     """y = x W^T + b over the last axis: (B, N, in) -> (B, N, out) or (B, in) -> (B, out), of the compute dtype.
 
     Args:
+        fused: MindSpore's gradient of the bias; else written out.
         dtype: of the product; the weights themselves are float32.
         init: of the weight. Xavier's scale follows the width, so that narrow networks learn from the start too.
     """
 
-    def __init__(self, inputs: int, outputs: int, dtype: ms.Type, init="XavierUniform"):
+    def __init__(self, inputs: int, outputs: int, fused: bool, dtype: ms.Type, init="XavierUniform"):
         super().__init__()
         self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
         self.weight = Parameter(initializer(init, (outputs, inputs)), name="weight")
         self.bias = Parameter(initializer("zeros", (outputs,)), name="bias")
+        self.add_bias = ops.BiasAdd() if fused else AddBias()
 
     def construct(self, x):
         rows = ops.Cast()(ops.Reshape()(x, (-1, self.inputs)), self.dtype)
         y = ops.MatMul(transpose_b=True)(rows, ops.Cast()(self.weight, self.dtype))
-        return ops.Reshape()(ops.BiasAdd()(y, ops.Cast()(self.bias, self.dtype)), x.shape[:-1] + (self.outputs,))
+        return ops.Reshape()(self.add_bias(y, ops.Cast()(self.bias, self.dtype)), x.shape[:-1] + (self.outputs,))
 
 
-class Standardize(nn.Cell):
-    """Rows of x (rows, D) to mean 0 and variance 1, written out with its gradient: several times MindSpore's CPU kernel.
+class NormalizeRows(nn.Cell):
+    """Layer norm of rows x (R, D) with its gradient written out: several times MindSpore's CPU kernel.
 
-    Returns the standardized rows and the inverse deviations (rows, 1), which the gradient needs.
+    Returns the normalised rows, and the centred rows and inverse deviations (R, 1), which the gradient needs.
     """
 
-    def construct(self, x):
-        centred = x - ops.ReduceMean(True)(x, 1)
+    def construct(self, x, weight, bias):
+        width = x.shape[1]
+        centred = x - across(ops.ReduceMean(True)(x, 1), width)
         inverse_std = ops.Rsqrt()(ops.ReduceMean(True)(centred * centred, 1) + NORM_EPSILON)
-        return centred * inverse_std, inverse_std
+        scale = ops.MatMul()(inverse_std, ops.Reshape()(weight, (1, width)))
+        return ops.BiasAdd()(centred * scale, bias), centred, inverse_std
 
-    def bprop(self, x, out, dout):
-        y, inverse_std = out
-        dy = dout[0]
-        return (inverse_std * (dy - ops.ReduceMean(True)(dy, 1) - y * ops.ReduceMean(True)(dy * y, 1)),)
+    def bprop(self, x, weight, bias, out, dout):
+        _, centred, inverse_std = out
+        dy, row = dout[0], ops.Reshape()(weight, (1, x.shape[1]))
+        product = dy * centred
+        dweight = ops.Reshape()(ops.MatMul(transpose_a=True)(inverse_std, product), weight.shape)
+        # With y the rows before weight and bias: dx = (dy w - mean(dy w) - y mean(dy w y)) / std
+        dx = dy * ops.MatMul()(inverse_std, row)
+        along = ops.MatMul(transpose_b=True)(product, row) * (inverse_std * inverse_std * inverse_std / x.shape[1])
+        dx = dx - across(ops.ReduceMean(True)(dx, 1), x.shape[1]) - centred * across(along, x.shape[1])
+        return dx, dweight, sum_of_rows(dy)
 
 
 class LayerNorm(nn.Cell):
@@ -66,25 +97,44 @@ class LayerNorm(nn.Cell):
         self.weight = Parameter(initializer("ones", (width,)), name="weight")
         self.bias = Parameter(initializer("zeros", (width,)), name="bias")
         self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=NORM_EPSILON)
-        self.standardize = Standardize()
+        self.normalize_rows = NormalizeRows()
 
     def construct(self, x):
         if self.fused:
             return self.norm(x, self.weight, self.bias)[0]
-        y, _ = self.standardize(ops.Reshape()(x, (-1, self.width)))
-        return ops.Reshape()(y * self.weight + self.bias, x.shape)
+        y, _, _ = self.normalize_rows(ops.Reshape()(x, (-1, self.width)), self.weight, self.bias)
+        return ops.Reshape()(y, x.shape)
 
 
-class Softmax(nn.Cell):
-    """Softmax over the last axis; unless fused, with its gradient written out (several times MindSpore's CPU kernel)."""
+class Attend(nn.Cell):
+    """softmax(q k^T) v over (B, heads, N, d). The products are of the compute dtype, the softmax is float32.
 
-    def construct(self, x):
-        return ops.Softmax(-1)(x)
+    Returns the values (B, heads, N, d) and the attention (B, heads, N, N), of the compute dtype.
+    """
 
-    def bprop(self, x, out, dout):
-        rows = (-1, x.shape[-1])
-        y, dy = ops.Reshape()(out, rows), ops.Reshape()(dout, rows)
-        return (ops.Reshape()(y * (dy - ops.ReduceSum(True)(y * dy, 1)), x.shape),)
+    def construct(self, q, k, v):
+        logits = ops.Cast()(ops.BatchMatMul(transpose_b=True)(q, k), ms.float32)
+        attention = ops.Cast()(ops.Softmax(-1)(logits), v.dtype)
+        return ops.BatchMatMul()(attention, v), attention
+
+
+class AttendByHand(Attend):
+    """The same with its gradient written out, which passes over the N x N map once where MindSpore's does several times.
+
+    The softmax's gradient is p (dp - sum(p dp)), and sum(p dp) = y dy (FlashAttention, arXiv 2205.14135, appendix B.2): so the
+    difference is one product, of dy with that sum as another column and v with ones.
+    """
+
+    def bprop(self, q, k, v, out, dout):
+        y, attention = out
+        dy = dout[0]
+        dv = ops.BatchMatMul(transpose_a=True)(attention, dy)
+        terms = ops.Reshape()(ops.Cast()(dy * y, ms.float32), (-1, y.shape[3]))
+        sums = ops.Reshape()(ops.Cast()(ops.ReduceSum(True)(terms, 1), dy.dtype), y.shape[:3] + (1,))
+        left = ops.Concat(-1)((dy, -sums))
+        right = ops.Concat(-1)((v, ops.OnesLike()(sums)))
+        dlogits = attention * ops.BatchMatMul(transpose_b=True)(left, right)
+        return ops.BatchMatMul()(dlogits, k), ops.BatchMatMul(transpose_a=True)(dlogits, q), dv
 
 
 class PatchEmbed(nn.Cell):
@@ -94,10 +144,10 @@ class PatchEmbed(nn.Cell):
     uint8 pictures are normalised with the ImageNet mean and deviation here, in the graph; float pictures are taken as normalised.
     """
 
-    def __init__(self, image_size: int, patch: int, width: int, dtype: ms.Type):
+    def __init__(self, image_size: int, patch: int, width: int, fused: bool, dtype: ms.Type):
         super().__init__()
         self.grid, self.patch = image_size // patch, patch
-        self.proj = Dense(patch * patch * 3, width, dtype, Normal((patch * patch * 3) ** -0.5))
+        self.proj = Dense(patch * patch * 3, width, fused, dtype, Normal((patch * patch * 3) ** -0.5))
         self.mean = Tensor(np.array(PIXEL_MEAN * patch * patch, np.float32))
         self.inverse_std = Tensor(1 / np.array(PIXEL_STD * patch * patch, np.float32))
 
@@ -112,21 +162,18 @@ class PatchEmbed(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """Multi-head self-attention: (B, N, D) -> (B, N, D), and its q, k, v (B, heads, N, d) for the scorers.
-
-    The products are of the compute dtype, the softmax is float32.
-    """
+    """Multi-head self-attention: (B, N, D) -> (B, N, D), and its q, k, v (B, heads, N, d) for the scorers."""
 
     def __init__(self, width: int, heads: int, fused: bool, dtype: ms.Type):
         super().__init__()
         self.width, self.heads = width, heads
-        self.softmax = ops.Softmax(-1) if fused else Softmax()
+        self.attend = Attend() if fused else AttendByHand()
         self.head_width = width // heads
         # Three projections, not a fused one: cutting a fused product apart costs a slow strided slice.
-        self.q = Dense(width, width, dtype)
-        self.k = Dense(width, width, dtype)
-        self.v = Dense(width, width, dtype)
-        self.proj = Dense(width, width, dtype)
+        self.q = Dense(width, width, fused, dtype)
+        self.k = Dense(width, width, fused, dtype)
+        self.v = Dense(width, width, fused, dtype)
+        self.proj = Dense(width, width, fused, dtype)
 
     def split(self, x):
         x = ops.Reshape()(x, (x.shape[0], x.shape[1], self.heads, self.head_width))
@@ -138,21 +185,34 @@ class Attention(nn.Cell):
     def construct(self, x):
         q = self.split(self.q(x))
         k, v = self.keys_values(x)
-        logits = ops.BatchMatMul(transpose_b=True)(q * (self.head_width**-0.5), k)
-        attention = self.softmax(ops.Cast()(logits, ms.float32))  # (B, heads, N, N)
-        y = ops.Transpose()(ops.BatchMatMul()(ops.Cast()(attention, v.dtype), v), (0, 2, 1, 3))
-        return self.proj(ops.Reshape()(y, x.shape)), q, k, v
+        y, _ = self.attend(q * (self.head_width**-0.5), k, v)
+        return self.proj(ops.Reshape()(ops.Transpose()(y, (0, 2, 1, 3)), x.shape)), q, k, v
+
+
+class TanhGelu(nn.Cell):
+    """The tanh approximation of GELU with its gradient written out, in float32 (the cube of a large float16 overflows).
+
+    It is x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3). Returns that and its derivative: the backward pass is then one
+    product, and keeps one array instead of all steps between.
+    """
+
+    def construct(self, x):
+        slope = 1.5957691216057308 + 0.07135481627260025 * x * x  # 2 u / x
+        sigmoid = ops.Sigmoid()(x * slope)
+        inner = 3.0 * slope - 3.1915382432114616  # derivative of 2 u
+        return x * sigmoid, SigmoidGrad()(sigmoid, x) * inner + sigmoid
+
+    def bprop(self, x, out, dout):
+        return (dout[0] * out[1],)
 
 
 class Gelu(nn.Cell):
-    """GELU: its tanh approximation (written out, unless fused: the packaged kernel is slow on CPU), or exact erf.
-
-    Written out it is float32: the cube of a large float16 overflows.
-    """
+    """GELU: its tanh approximation (written out, unless fused: the packaged kernel is slow on CPU), or exact erf."""
 
     def __init__(self, exact: bool, fused: bool):
         super().__init__()
         self.exact, self.fused = exact, fused
+        self.by_tanh = TanhGelu()
 
     def construct(self, x):
         if self.fused and not self.exact:
@@ -160,7 +220,8 @@ class Gelu(nn.Cell):
         x = ops.Cast()(x, ms.float32)
         if self.exact:
             return 0.5 * x * (1.0 + ops.Erf()(x * 0.7071067811865476))
-        return 0.5 * x * (1.0 + ops.Tanh()(x * (0.7978845608028654 + 0.035677408136300125 * x * x)))
+        y, _ = self.by_tanh(x)
+        return y
 
 
 class Mlp(nn.Cell):
@@ -168,9 +229,9 @@ class Mlp(nn.Cell):
 
     def __init__(self, width: int, exact_gelu: bool, fused: bool, dtype: ms.Type):
         super().__init__()
-        self.fc1 = Dense(width, 4 * width, dtype)
+        self.fc1 = Dense(width, 4 * width, fused, dtype)
         self.act = Gelu(exact_gelu, fused)
-        self.fc2 = Dense(4 * width, width, dtype)
+        self.fc2 = Dense(4 * width, width, fused, dtype)
 
     def construct(self, x):
         return self.fc2(self.act(self.fc1(x)))
@@ -261,7 +322,7 @@ class ViT(nn.Cell):
             raise ValueError(f"model.heads: {size.heads} does not divide width {size.width}")
         self.depth, self.width = size.depth, size.width
         self.tokens = (image_size // patch) ** 2
-        self.patch_embed = PatchEmbed(image_size, patch, size.width, dtype)
+        self.patch_embed = PatchEmbed(image_size, patch, size.width, fused_kernels, dtype)
         self.cls_token = Parameter(initializer("zeros", (1, 1, size.width)), name="cls_token")
         self.pos_embed = Parameter(
             initializer(Normal(size.width**-0.5), (1, 1 + self.tokens, size.width)), name="pos_embed"
@@ -275,7 +336,7 @@ class ViT(nn.Cell):
         )
         self.norm = LayerNorm(size.width, fused_kernels)
         self.cls = Leading(1)
-        self.head = Dense(size.width, num_classes, dtype, init="zeros")
+        self.head = Dense(size.width, num_classes, fused_kernels, dtype, init="zeros")
         self.spans = resolve(routes, size.depth, self.tokens)
         self.routers, self.noise_width = _routers(self.spans, formulation, 2 * size.depth)
         self.all_positions = Tensor(np.arange(self.tokens, dtype=np.int32)[None])
