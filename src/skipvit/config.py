@@ -418,6 +418,14 @@ class OneLineParser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see --help)")
 
 
+def batch_sizes(text: str) -> list[int]:
+    """The type of an option such as `--batch_sizes 1,4,16`."""
+    sizes = text.split(",")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of batch sizes such as 1,4,16")
+    return [int(size) for size in sizes]
+
+
 def nearest(word: str, known) -> str:
     """`; did you mean X?` if something known is close to word, else nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -111,13 +111,15 @@ def batches_of(
     shard: Shard = Shard(),
     batch_size: int | None = None,
     listing: Path | None = None,
+    broken: Broken | None = None,
 ) -> Callable[..., Batches]:
     """A function that makes the batches from an epoch and a step in it on (validation has but one epoch).
 
     Args:
         listing: text file for the broken pictures.
+        broken: counts them instead of the limit and the list that a run has.
     """
-    broken = Broken(len(source), config.data.broken_share, listing)
+    broken = broken or Broken(len(source), config.data.broken_share, listing)
 
     def make(epoch: int = 0, first_step: int = 0) -> Batches:
         return Batches(

@@ -28,6 +28,7 @@ TIMM_ENDING, OUR_ENDING = ".safetensors", ".ckpt"
 KERNEL = "patch_embed.proj.weight"
 HEAD = ("head.weight", "head.bias")
 LISTED_NAMES = 8
+WRITE_ERRORS = (OSError, RuntimeError, ValueError, safetensors.SafetensorError)
 
 DESCRIPTION = """\
 Turn timm or DeiT weights (.safetensors) into a MindSpore checkpoint (.ckpt) of this project's ViT, or back.
@@ -264,7 +265,7 @@ def _write(params: dict[str, np.ndarray], target: Path) -> None:
             write(params, temporary)
             temporary.chmod(0o644)  # MindSpore lets only the owner read it, and no one write
             temporary.rename(target)
-    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+    except WRITE_ERRORS as error:
         raise RunError(f"{target}: cannot be written ({_line(error)}); check the folder and free space") from error
 
 

@@ -138,6 +138,7 @@ def train(
     position = resume(begin, trainer, shard) if isinstance(begin, Checkpoint) else Position()
     refuse_disagreement(config, trainer, position, shard)
     folder.write_config(configuration.to_yaml(config))
+    folder.write_classes(train_source.classes)
     folder.note([sys.executable, *sys.argv])
     if config.log.tensorboard:
         folder.open_events()
