@@ -284,3 +284,33 @@ def _margin(ranking, best, count):
 
 def _matrix(tokens):
     return np.stack([t.value for t in tokens])
+
+
+def timm_shapes(width: int, depth: int, patch: int, grid: int, classes: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes as timm's VisionTransformer has them, written out."""
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + grid * grid, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "head.weight": (classes, width),
+        "head.bias": (classes,),
+    }
+    for i in range(depth):
+        shapes |= {
+            f"blocks.{i}.norm1.weight": (width,),
+            f"blocks.{i}.norm1.bias": (width,),
+            f"blocks.{i}.attn.qkv.weight": (3 * width, width),
+            f"blocks.{i}.attn.qkv.bias": (3 * width,),
+            f"blocks.{i}.attn.proj.weight": (width, width),
+            f"blocks.{i}.attn.proj.bias": (width,),
+            f"blocks.{i}.norm2.weight": (width,),
+            f"blocks.{i}.norm2.bias": (width,),
+            f"blocks.{i}.mlp.fc1.weight": (4 * width, width),
+            f"blocks.{i}.mlp.fc1.bias": (4 * width,),
+            f"blocks.{i}.mlp.fc2.weight": (width, 4 * width),
+            f"blocks.{i}.mlp.fc2.bias": (width,),
+        }
+    return shapes
