@@ -139,6 +139,7 @@ def test_measured_gains_count_the_warm_up(sweep, complete):
     speed = rows_of(sweep, "skipvit")[1]
     assert speed[3:] == ["320", "2.00 × (2.00 to 2.00)", "1.60 × (1.60 to 1.60)", "512 (0.50 ×)"]
     assert rows_of(sweep, "dense")[1][3:] == ["160", "", "", "1024"]
+    assert "Without a speed that could be quoted, and so not here: random." in (complete / "report.md").read_text()
     assert rows_of(sweep, "random")[1][3] == "" and rows_of(sweep, "random")[1][4].startswith("too noisy to say (")
     ideal, whole = (float(cell.split()[0]) for cell in speed[1:3])
     assert whole == pytest.approx(4 / (1 + 3 / ideal), abs=0.01)

@@ -57,15 +57,14 @@ def seeds_figure(points: list[Point], baseline: Point | None) -> Figure:
 
 
 def front_figure(points: list[Point], speed_label: str) -> Figure:
-    """Accuracy against training speed, a panel an evaluation; filled where it is the forward that counts."""
+    """Accuracy against training speed, a panel an evaluation; filled where it is the forward that counts. A network without routes has but
+    one forward, which is in both panels."""
     figure = Figure(figsize=(11.5, max(4.2, 1.5 + 0.26 * len(points))), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True, sharex=True)
     for axis, forward in zip(axes, ("routed", "dense")):
         for i, point in enumerate(points):
-            mean = point.evaluations.get(forward)
-            if mean is None:
-                continue
-            counts = point.forward.removesuffix("_ema") == forward
+            mean = point.evaluations.get(forward) or point.mean
+            counts = point.forward.removesuffix("_ema") == forward or forward not in point.evaluations
             look = style(i)
             spread = None
             if point.speed_interval is not None:
@@ -130,7 +129,8 @@ def matrix_figure(matrices: dict[str, np.ndarray]) -> Figure:
     for (label, matrix), axis in zip(matrices.items(), axes):  # in this order: the axes that are left are blanked below
         axis.imshow(matrix, cmap="Blues", vmin=low - 0.4 * (high - low) - 1, vmax=high + 0.3 * (high - low) + 1)
         for (i, j), value in np.ndenumerate(matrix):
-            axis.text(j, i, "–" if np.isnan(value) else f"{value:.1f}", ha="center", va="center", fontsize=10)
+            colour = "white" if value > (low + high) / 2 else "black"
+            axis.text(j, i, "–" if np.isnan(value) else f"{value:.1f}", ha="center", va="center", fontsize=10, color=colour)
         axis.set_title(label, fontsize=8)
         axis.set_xticks((0, 1), ("dense", "routed"), fontsize=8)
         axis.set_yticks((0, 1), ("dense", "routes"), fontsize=8, rotation=90, va="center")

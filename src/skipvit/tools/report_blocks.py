@@ -64,7 +64,7 @@ def _about(sweep: Sweep) -> list[str]:
 
 
 def _accuracy_table(sweep: Sweep) -> Table:
-    head = ("method", "seeds", "counts", "top-1, %", "evaluated dense", "evaluated routed", f"difference to {sweep.baseline}, points", "")
+    head = ("method", "seeds", "forward that counts", "top-1, %", "evaluated dense", "evaluated routed", f"difference to {sweep.baseline}, points", "")
     rows = []
     for variant in sweep.variants:
         suffix = "_ema" * variant.forward.endswith("_ema")
@@ -104,7 +104,7 @@ def _how_to_read(sweep: Sweep) -> list[str]:
     return [
         "± is the half width of the 95 % interval of the mean over seeds, by Student's t. Differences are taken within seeds, which share "
         "first weights, pictures and their order; so their intervals can be narrower than those of the accuracies.",
-        "“counts”: the forward whose accuracy is the method's figure: the one that the last phase trained, unless the method says otherwise. "
+        "the forward that counts: the one whose accuracy is the method's figure; it is that which the last phase trained, unless the method says otherwise. "
         "A network that was trained routed is not the same network evaluated dense.",
         f"Methods stand in the order of the plan, which is no ranking. Where an interval covers zero, these runs cannot tell the method from "
         f"{sweep.baseline}; that does not show that they are equal."
@@ -178,7 +178,9 @@ def _about_speed(bench: dict, speeds: Speeds) -> list[str]:
 
 def _front(points: list[Point], measured: bool) -> Picture:
     label = "training speed of a routed step against dense, " + ("measured, ×" if measured else "ideal by multiply-accumulates, ×")
+    missing = [point.label for point in points if np.isnan(point.speed)]
     note = "" if measured else " The speeds are ideal, not measured."
+    note += f" Without a speed that could be quoted, and so not here: {', '.join(missing)}." * bool(missing)
     return Picture("front", front_figure(points, label), "Accuracy against training speed; filled where it is the forward that counts." + note)
 
 
@@ -261,8 +263,9 @@ def _matrix_blocks(sweep: Sweep, matrix: dict[str, dict[int, float]]) -> list[Bl
         base = sweep.baseline_of(variant)
         if not variant.config.routes or base is None or base.config.routes or base.config.model != variant.config.model:
             continue
-        through = matrix.get(variant.label)
-        cells = [base.top1(), mean_of(list(through.values())) if through else None, variant.top1("dense"), variant.top1("routed")]
+        through, suffix = matrix.get(variant.label), "_ema" * variant.forward.endswith("_ema")
+        cells = [base.top1(), mean_of(list(through.values())) if through else None]
+        cells += [variant.top1(forward + suffix) for forward in ("dense", "routed")]
         rows.append((variant.label, *(interval(cell) for cell in cells)))
         figures[variant.label] = np.array([np.nan if cell is None else cell.mean for cell in cells]).reshape(2, 2)
     if not rows:
