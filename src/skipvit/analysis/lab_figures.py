@@ -44,10 +44,9 @@ def seeds_figure(points: list[Point], baseline: Point | None) -> Figure:
     if baseline is not None and baseline.mean.half is not None:
         axis.axvspan(baseline.mean.low, baseline.mean.high, color="0.9", label=f"95 % interval of {baseline.label}")
     for i, point in enumerate(points):
-        axis.plot(point.values, [i + 0.15] * len(point.values), "o", color="0.55", markersize=4, label="a seed" if i == 0 else None)
-        axis.errorbar(
-            point.mean.mean, i - 0.1, xerr=point.mean.half, fmt="D", color="#0072b2", capsize=3, label="mean, 95 %" if i == 0 else None
-        )
+        seeds, mean = ("a seed", "mean, 95 %") if i == 0 else (None, None)
+        axis.plot(point.values, [i + 0.15] * len(point.values), "o", color="0.55", markersize=4, label=seeds)
+        axis.errorbar(point.mean.mean, i - 0.1, xerr=point.mean.half, fmt="D", color="#0072b2", capsize=3, label=mean)
     axis.set_yticks(range(len(points)), [f"{point.label} ({point.forward})" for point in points])
     axis.set_xlabel("top-1, %, of the forward that counts (in brackets)")
     axis.invert_yaxis()
@@ -57,8 +56,8 @@ def seeds_figure(points: list[Point], baseline: Point | None) -> Figure:
 
 
 def front_figure(points: list[Point], speed_label: str) -> Figure:
-    """Accuracy against training speed, a panel an evaluation; filled where it is the forward that counts. A network without routes has but
-    one forward, which is in both panels."""
+    """Accuracy against training speed, a panel an evaluation; filled where it is the forward that counts. A network without routes
+    has but one forward, which is in both panels."""
     figure = Figure(figsize=(11.5, max(4.2, 1.5 + 0.26 * len(points))), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True, sharex=True)
     for axis, forward in zip(axes, ("routed", "dense")):
@@ -90,7 +89,8 @@ def time_figure(curves: dict[str, list[tuple[float, Mean]]], unit: str, target: 
         look = style(i)
         times, means = zip(*curve)
         halves = [mean.half or 0 for mean in means]
-        axis.errorbar(times, [mean.mean for mean in means], yerr=halves, label=label, markersize=4, capsize=2, elinewidth=0.7, **look)
+        tops = [mean.mean for mean in means]
+        axis.errorbar(times, tops, yerr=halves, label=label, markersize=4, capsize=2, elinewidth=0.7, **look)
     if target is not None:
         axis.axhline(target, color="0.5", linestyle=":", linewidth=1)
     axis.set_xlabel(f"training time, {unit}")
@@ -118,8 +118,8 @@ def grid_figure(key: str, series: dict[str, list[tuple[float, Mean]]], baseline:
 
 
 def matrix_figure(matrices: dict[str, np.ndarray]) -> Figure:
-    """For each method, trained dense or with its routes (rows), evaluated dense or routed (columns): top-1 in percent; float (2, 2), NaN
-    where it was not evaluated."""
+    """For each method, trained dense or with its routes (rows), evaluated dense or routed (columns): top-1 in percent; float (2, 2),
+    NaN where it was not evaluated."""
     columns = min(5, len(matrices))
     rows = -(-len(matrices) // columns)
     figure = Figure(figsize=(2.3 * columns + 0.6, 2.3 * rows), layout="constrained")
