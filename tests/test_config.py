@@ -144,6 +144,11 @@ REFUSED = [
     (with_key("data", {"kind": "cifar100", "path": "x"}), "model.num_classes: cifar100 has 100 classes, not 10"),
     (with_key("checkpoint.best", "dense_ema"), "checkpoint.best: there are no averaged weights with ema.decay 0"),
     (with_key("routes", []) | {"checkpoint": {"best": "routed"}}, "checkpoint.best: there is no routed forward without routes"),
+    (with_key("optim.layer_decay", 0), "optim.layer_decay: input should be greater than 0, got 0"),
+    (with_key("optim.layer_decay", 1.5), "optim.layer_decay: input should be less than or equal to 1, got 1.5"),
+    (with_key("optim.train", "none"), "optim.train: input should be 'all' or 'head', got 'none'"),
+    (with_key("optim.train", "head"), "optim.train: head leaves nothing but a head on random blocks to train"),
+    (with_key("init.weight", "x"), "init.weight is not a key; did you mean weights?"),
     (with_key("augment.rand_augment", 11), "augment.rand_augment: input should be less than or equal to 10"),
     (with_key("amp.dtype", "bfloat16"), "amp.dtype: input should be 'auto', 'float32' or 'float16'"),
     (with_key("name", "../up"), "name: "),
@@ -216,5 +221,7 @@ def test_cards_that_cannot_share_an_update_are_refused_with_those_that_can():
 
 
 def test_machines_with_other_paths_have_the_same_fingerprint_and_with_other_rates_not():
-    same = [Config(data={"path": path, "workers": workers}).fingerprint() for path, workers in (("/a", 1), ("/b", 8))]
+    same = [
+        Config(data={"path": path, "workers": workers}, init={"weights": path}).fingerprint() for path, workers in (("/a", 1), ("/b", 8))
+    ]
     assert same[0] == same[1] != Config(optim={"lr": 1.0}).fingerprint()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from typing import Callable
 
 from skipvit.errors import RunError, Stopped, UsageError
 
@@ -12,6 +13,8 @@ COMMANDS = {
     "train": ("skipvit.tools.train", "train a network as a config says"),
     "eval": ("skipvit.tools.evaluate", "top-1 and top-5 of a trained network, dense and routed"),
     "launch": ("skipvit.tools.launch", "train or evaluate on several cards, as run_distributed.sh"),
+    "predict": ("skipvit.tools.predict", "the most probable classes of pictures, and a sheet of what the network looked at"),
+    "export": ("skipvit.tools.export", "a trained network as MindIR, ONNX or timm weights, checked, with a model card"),
     "mindrecord": ("skipvit.tools.mindrecord", "image folders to MindRecord files"),
     "sweep": ("skipvit.tools.sweep", "train all runs of a plan: methods x grids x seeds, resumable"),
     "report": ("skipvit.tools.report", "what a sweep showed: one HTML page, Markdown, figures"),
@@ -32,8 +35,13 @@ def run(command: str, words: list[str]) -> int:
     # MindSpore's cache of compiled graphs takes one graph for another, see docs/details.md.
     if os.environ.pop("MS_COMPILER_CACHE_ENABLE", "0") not in ("", "0"):
         print("warning: MS_COMPILER_CACHE_ENABLE is left out: the cache would train with another run's learning rate", file=sys.stderr)
+    return exit_code(lambda: importlib.import_module(COMMANDS[command][0]).main(words))
+
+
+def exit_code(main: Callable[[], int | None]) -> int:
+    """Run it and turn what it raises for a reason that a person can act on into a line on stderr and an exit code."""
     try:
-        return importlib.import_module(COMMANDS[command][0]).main(words) or 0  # launch returns that of its processes
+        return main() or 0  # launch returns that of its processes
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

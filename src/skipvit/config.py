@@ -62,6 +62,17 @@ class ModelConfig(Group):
         return (self.image_size // self.patch) ** 2
 
 
+class InitConfig(Group):
+    """Weights to start from, instead of drawn ones."""
+
+    weights: str | None = None
+    """a run's folder (its best checkpoint, else the newest), a checkpoint (.ckpt) or timm/DeiT weights (.safetensors); null: drawn from the seed"""
+    averaged: bool = True
+    """take a checkpoint's averaged weights, if it has any"""
+    head: Literal["auto", "new"] = "auto"
+    """auto: the head comes along if it has as many classes, else it is new; new: it is new (other classes, as many)"""
+
+
 def _epochs_or_share(value: Any) -> Any:
     """Epochs as a whole number, or as it is written if it is a share of the run such as 5%."""
     text = str(value).strip()
@@ -186,6 +197,10 @@ class OptimConfig(Group):
     """largest global gradient norm; 0 does not clip"""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """share of the target spread over all classes"""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """each layer learns at this times the rate of the one above it, from the head down to the embeddings; 1: all alike"""
+    train: Literal["all", "head"] = "all"
+    """head: all else stays as init.weights has it: no gradients, moments or averages, and no backward through the blocks"""
 
 
 class AmpConfig(Group):
@@ -272,6 +287,8 @@ class Config(BaseSettings):
     """auto: ascend if this MindSpore finds a card, else cpu"""
     model: ModelConfig = ModelConfig()
     """the network"""
+    init: InitConfig = InitConfig()
+    """weights to start from"""
     routes: Annotated[list[Route], NoDecode, BeforeValidator(_routes_from_text)] = []
     """list of routes as YAML, e.g. '[{start: 4, end: 11, keep_ratio: 0.45, scorer: cls_attention, restore: true, fuse: false}]'"""
     routing: Literal["auto", "gather", "matmul"] = "auto"
@@ -370,8 +387,11 @@ class Config(BaseSettings):
 
     def fingerprint(self) -> int:
         """A checksum of everything that several machines must have in common."""
-        own = self.data.model_copy(update={"path": None, "workers": 0})
-        return zlib.crc32(to_yaml(self.model_copy(update={"data": own})).encode())
+        own = {
+            "data": self.data.model_copy(update={"path": None, "workers": 0}),
+            "init": self.init.model_copy(update={"weights": None}),  # what is in the file is compared too
+        }
+        return zlib.crc32(to_yaml(self.model_copy(update=own)).encode())
 
 
 def to_yaml(config: Config) -> str:
@@ -396,6 +416,14 @@ class OneLineParser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments") and unknown:
             message = f"{unknown[0]} is not an option" + nearest(unknown[0], self._option_string_actions)
         raise UsageError(f"{message} (see --help)")
+
+
+def batch_sizes(text: str) -> list[int]:
+    """The type of an option such as `--batch_sizes 1,4,16`."""
+    sizes = text.split(",")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of batch sizes such as 1,4,16")
+    return [int(size) for size in sizes]
 
 
 def nearest(word: str, known) -> str:
@@ -541,6 +569,8 @@ def _check_together(config: Config) -> None:
         )
     if optim.warmup_epochs > optim.epochs:
         raise ValueError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
+    if optim.train == "head" and not config.init.weights:
+        raise ValueError("optim.train: head leaves nothing but a head on random blocks to train; name the blocks' weights in init.weights")
     if optim.min_lr > optim.lr:
         raise ValueError(f"optim.min_lr: {optim.min_lr} is larger than optim.lr {optim.lr}")
     if data.kind != "shapes" and not data.path:

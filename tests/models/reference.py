@@ -39,6 +39,7 @@ class Trace:
         kept: per route, positions in the picture of the kept patch tokens, ascending.
         rankings: per route, what the entering patch tokens were sorted by.
         scores: per route, the weights of the fused token before normalisation (also where nothing is fused).
+        cls_attention: of the last block, what [CLS] pays each token of its sequence, itself included, mean over heads.
         margins: per route, how far the last kept token is ahead of the first bypassed one, as a share of the largest.
     """
 
@@ -46,6 +47,7 @@ class Trace:
     embed: np.ndarray
     blocks: list[np.ndarray]
     norm: np.ndarray
+    cls_attention: np.ndarray
     kept: list[np.ndarray]
     rankings: list[np.ndarray]
     scores: list[np.ndarray]
@@ -61,6 +63,7 @@ class _Sample:
     scores: list = field(default_factory=list)
     margins: list = field(default_factory=list)
     norm: np.ndarray | None = None
+    cls_attention: np.ndarray | None = None
     logits: np.ndarray | None = None
 
 
@@ -96,6 +99,7 @@ def forward(
         logits=np.stack([s.logits for s in samples]),
         embed=np.stack([s.embed for s in samples]),
         norm=np.stack([s.norm for s in samples]),
+        cls_attention=np.stack([s.cls_attention for s in samples]),
         **{name: over_batch(name) for name in ("blocks", "kept", "rankings", "scores", "margins")},
     )
 
@@ -122,7 +126,8 @@ def _one(net, picture, noise, depth, patch, routes, drop_path, training, fixed) 
                 score = np.ones(len(patches))
             else:
                 read = i - 1 if at == "block" else i
-                score = net.attention_of_cls(read, given, times_value=route.scorer == "cls_attention_value")
+                row = net.attention_of_cls(read, given, times_value=route.scorer == "cls_attention_value")
+                score = np.array([a for a, t in zip(row, given) if t.is_patch])
             if route.scorer in ("random", "sampled_cls_attention", "mixed_cls_attention"):
                 uniform = noise[unread : unread + len(patches)]
                 unread += len(patches)
@@ -172,6 +177,7 @@ def _one(net, picture, noise, depth, patch, routes, drop_path, training, fixed) 
 
     normed = [net.layer_norm("norm", t.value) for t in active]
     out.norm = np.stack(normed)
+    out.cls_attention = net.attention_of_cls(depth - 1, given, times_value=False)
     out.logits = net.dense("head", normed[0])
     return out
 
@@ -213,13 +219,12 @@ class _Network:
         return np.split(self.dense(f"blocks.{block}.attn.{what}", normed), self.heads, axis=1)
 
     def attention_of_cls(self, block, tokens, times_value):
-        """Score of each patch token among `tokens`, the input of `block`: the attention [CLS] pays it there."""
+        """The attention that [CLS] pays each of `tokens`, the input of `block`, there: mean over heads."""
         per_head = []
         for q, k, v in zip(*(self.heads_of(what, block, tokens) for what in "qkv")):
             row = _softmax(k @ q[0] / math.sqrt(q.shape[1]))
             per_head.append(row * np.linalg.norm(v, axis=1) if times_value else row)
-        mean = sum(per_head) / self.heads
-        return np.array([m for m, t in zip(mean, tokens) if t.is_patch])
+        return sum(per_head) / self.heads
 
     def attend(self, i, tokens, scale):
         mixed = []
@@ -279,3 +284,33 @@ def _margin(ranking, best, count):
 
 def _matrix(tokens):
     return np.stack([t.value for t in tokens])
+
+
+def timm_shapes(width: int, depth: int, patch: int, grid: int, classes: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes as timm's VisionTransformer has them, written out."""
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + grid * grid, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "head.weight": (classes, width),
+        "head.bias": (classes,),
+    }
+    for i in range(depth):
+        shapes |= {
+            f"blocks.{i}.norm1.weight": (width,),
+            f"blocks.{i}.norm1.bias": (width,),
+            f"blocks.{i}.attn.qkv.weight": (3 * width, width),
+            f"blocks.{i}.attn.qkv.bias": (3 * width,),
+            f"blocks.{i}.attn.proj.weight": (width, width),
+            f"blocks.{i}.attn.proj.bias": (width,),
+            f"blocks.{i}.norm2.weight": (width,),
+            f"blocks.{i}.norm2.bias": (width,),
+            f"blocks.{i}.mlp.fc1.weight": (4 * width, width),
+            f"blocks.{i}.mlp.fc1.bias": (4 * width,),
+            f"blocks.{i}.mlp.fc2.weight": (width, 4 * width),
+            f"blocks.{i}.mlp.fc2.bias": (width,),
+        }
+    return shapes

@@ -249,6 +249,7 @@ def test_every_token_after_every_block_equals_the_reference(run_of, name, formul
     for i, expected in enumerate(run.expected.blocks):
         assert_close(run.activations[f"blocks.{i}"], expected, f"blocks.{i}")
     assert_close(run.activations["norm"], run.expected.norm, "norm")
+    assert_close(run.activations["cls_attention"], run.expected.cls_attention, "cls_attention")
 
 
 @pytest.mark.parametrize("name, formulation", ROUTED_RUNS)

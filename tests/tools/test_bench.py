@@ -85,7 +85,7 @@ def subject(tmp_path, monkeypatch):
     path = tmp_path / "subject.py"
     path.write_text(SUBJECT)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, "Worker", lambda name, words: Worker(name, [str(path)]))
+    monkeypatch.setattr(bench, "Worker", lambda name, words, python: Worker(name, [str(path)], python))
     return path
 
 

@@ -76,13 +76,22 @@ def forward_macs(
 
 
 def training_macs(
-    size: Size, patch: int, tokens: int, classes: int, spans: tuple[Span, ...] = (), formulation: str = "gather"
+    size: Size,
+    patch: int,
+    tokens: int,
+    classes: int,
+    spans: tuple[Span, ...] = (),
+    formulation: str = "gather",
+    head_only: bool = False,
 ) -> int:
     """Multiply-accumulates of one picture's forward and backward.
 
-    The backward of a product is two, one for each factor; the pictures need no gradient, nor do scores and selections.
+    The backward of a product is two, one for each factor; the pictures need no gradient, nor do scores and selections. Where
+    the head alone is trained, there is no other product than that of its weight's gradient.
     """
     parts = forward_parts(size, patch, tokens, classes, spans, formulation)
+    if head_only:
+        return sum(parts.values()) + parts["head"]
     times = {"patch embedding": 2, "scorers": 1, "fused tokens": 2, "moving tokens": 2}
     return sum(times.get(name, 3) * macs for name, macs in parts.items())
 

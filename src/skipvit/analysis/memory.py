@@ -30,11 +30,11 @@ def activations(size: Size, sequences: tuple[Sequence, ...], compute: int) -> in
     return sum(block_activations(sequence, size, compute) for sequence in sequences)
 
 
-def state(parameters: int, ema: bool, accumulate: bool) -> dict[str, int]:
-    """What training keeps of every parameter, all float32."""
-    copies = {"weights": 1, "gradients": 1, "moments": 2}
+def state(parameters: int, trained: int, ema: bool, accumulate: bool) -> dict[str, int]:
+    """What training keeps of every parameter, and besides of those that are trained, all float32."""
+    copies = {"gradients": 1, "moments": 2}
     if ema:
         copies["averaged weights"] = 2  # and a place to put the trained ones aside during evaluation
     if accumulate:
         copies["accumulated gradients"] = 1
-    return {name: FLOAT32 * count * parameters for name, count in copies.items()}
+    return {"weights": FLOAT32 * parameters} | {name: FLOAT32 * count * trained for name, count in copies.items()}

@@ -10,9 +10,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
-from mindspore.ops.operations._grad_ops import SigmoidGrad
+from mindspore.ops.auto_generate import SigmoidGrad
 
 from skipvit.models.routing import Formulation, Leading, Route, Router, resolve
+from skipvit.models.scorers import cls_row
 from skipvit.models.sizes import Size
 
 # Channel statistics of ImageNet on the 0..255 scale: the field's normalisation for uint8 pictures.
@@ -386,7 +387,8 @@ class ViT(nn.Cell):
         x, q, k, v, outputs = self.run(x, q, k, v, noise, at, self.depth, outputs)
         y = self.norm(x)
         logits = self.head(ops.Reshape()(self.cls(y), (-1, self.width)))
-        return (logits,) + outputs + (y,) + selections
+        attention = ops.ReduceMean()(cls_row(q, k), 1)
+        return (logits,) + outputs + (y, attention) + selections
 
     def embed(self, images):
         """[CLS] and patch tokens with their position embedding: (B, 1 + tokens, D)."""
@@ -418,10 +420,11 @@ def _routers(spans, formulation: Formulation, noise_width: int) -> tuple[nn.Cell
 def activation_names(vit: ViT, routed: bool) -> tuple[str, ...]:
     """Names of what `ViT.trace` returns, in its order.
 
-    `logits`, `embed`, `blocks.N` (outputs; inside a route, of the kept tokens), `norm`, and for each route
-    `routes.N.kept` (original positions, int32 (B, kept)) and `routes.N.ranking` (float32 (B, tokens)).
+    `logits`, `embed`, `blocks.N` (outputs; inside a route, of the kept tokens), `norm`, `cls_attention` (what [CLS] attends to
+    in the last block, mean over heads: float32 (B, sequence)), and for each route `routes.N.kept` (original positions, int32
+    (B, kept)) and `routes.N.ranking` (float32 (B, tokens)).
     """
-    names = ["logits", "embed", *(f"blocks.{i}" for i in range(vit.depth)), "norm"]
+    names = ["logits", "embed", *(f"blocks.{i}" for i in range(vit.depth)), "norm", "cls_attention"]
     if routed:
         names += [f"routes.{r}.{what}" for r in range(len(vit.spans)) for what in ("kept", "ranking")]
     return tuple(names)

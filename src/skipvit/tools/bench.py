@@ -7,9 +7,11 @@ import json
 import math
 import os
 import random
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -47,7 +49,7 @@ def parser() -> configuration.OneLineParser:
     result.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files of runs")
     result.add_argument("--mode", choices=("training", "inference"), default="training", help="whole steps, or forwards alone")
     result.add_argument(
-        "--batch_sizes", type=_sizes, default=[None], metavar="N,N,...", help="one after another (default: each config's own)"
+        "--batch_sizes", type=configuration.batch_sizes, default=[None], metavar="N,N,...", help="one after another (default: each config's own)"
     )
     result.add_argument("--parts", action="store_true", help="also forward, backward, update and routing alone (training)")
     result.add_argument("--with_data", action="store_true", help="also with the config's own pictures (training)")
@@ -60,34 +62,43 @@ def parser() -> configuration.OneLineParser:
     return result
 
 
-def _sizes(text: str) -> list[int]:
-    sizes = text.split(",")
-    if not all(size.isdecimal() and int(size) for size in sizes):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of batch sizes such as 1,4,16")
-    return [int(size) for size in sizes]
-
-
 def main(words: list[str]) -> None:
+    result, options = measured(words)
+    print(json.dumps(result, allow_nan=False) if options.json else as_text(result))
+    if options.out:
+        speed_figure(result).savefig(options.out, dpi=110)
+    refuse(result)
+
+
+def measured(words: list[str]) -> tuple[dict, argparse.Namespace]:
+    """What a command line asks to be measured, as `--json` prints it, and its options."""
     config, options = configuration.from_words(parser(), words, lambda options: options.configs[0])
     check(options)
     configs = [config]
     for i in range(1, len(options.configs)):
         configs.append(configuration.from_words(parser(), words, lambda options: options.configs[i])[0])
     variants = variants_of(configs, options)
-    result: dict = {"mode": options.mode, "rounds": options.rounds, "widest": options.widest}
-    result |= {"cores": cores(), "load_before": os.getloadavg()[0], "batches": []}
+    result = beginning(options.mode, options.rounds, options.widest)
     for size in options.batch_sizes:
-        measured = measure([variant.with_batch(size) for variant in variants], options)
+        together = measure([variant.with_batch(size) for variant in variants], options)
         alone = [measure([variant.in_parts(size)], options)[0] for variant in variants] if options.parts else []
-        result["batches"].append(report(measured, alone, options.widest))
-    print(json.dumps(result, allow_nan=False) if options.json else as_text(result))
-    if options.out:
-        speed_figure(result).savefig(options.out, dpi=110)
+        result["batches"].append(report(together, alone, options.widest))
+    return result, options
+
+
+def beginning(mode: str, rounds: int, widest: float) -> dict:
+    """What a report says first: how it was measured, and how busy the machine was before."""
+    how = {"mode": mode, "rounds": rounds, "widest": widest}
+    return how | {"cores": cores(), "load_before": os.getloadavg()[0], "batches": []}
+
+
+def refuse(result: dict) -> None:
+    """Raises RunError if figures are too uncertain to be reported."""
     uncertain = too_noisy(result)
     if uncertain:
         raise RunError(
-            f"too noisy to say for {uncertain} of the figures (an interval wider than --widest {options.widest:g}): "
-            f"use more --rounds than {options.rounds}, or an idle machine"
+            f"too noisy to say for {uncertain} of the figures (an interval wider than --widest {result['widest']:g}): "
+            f"use more --rounds than {result['rounds']}, or an idle machine"
         )
 
 
@@ -115,6 +126,7 @@ class Variant:
         peak: most memory of a step, bytes, without what the process had before its network was built.
         skipped: updates without effect, because gradients overflowed (float16).
         order: places of its turns in the whole run, by job.
+        words, python: its process, see `turns.Worker`.
     """
 
     name: str
@@ -129,11 +141,14 @@ class Variant:
     steps: dict[str, int] = field(default_factory=dict)
     first_s: dict[str, float] = field(default_factory=dict)
     order: dict[str, list[int]] = field(default_factory=dict)
+    words: Sequence[str] = ("-m", "skipvit.tools.bench_worker")
+    python: str = sys.executable
 
     def with_batch(self, size: int | None) -> Variant:
         """The same, not measured yet, with a batch size of its own or its config's."""
         data = self.config.data.model_copy(update={"batch_size": size} if size else {})
-        return Variant(self.name, self.file, self.config.model_copy(update={"data": data}), self.forward, self.jobs)
+        config = self.config.model_copy(update={"data": data})
+        return Variant(self.name, self.file, config, self.forward, self.jobs, words=self.words, python=self.python)
 
     def in_parts(self, size: int | None) -> Variant:
         """The same with the parts of its step. In a run of its own: each compiled part holds memory like a step's."""
@@ -174,7 +189,7 @@ def measure(variants: list[Variant], options: argparse.Namespace) -> list[Varian
     with ExitStack() as stack:
         workers = []
         for variant in variants:
-            workers.append(Worker(variant.name, ["-m", "skipvit.tools.bench_worker"]))
+            workers.append(Worker(variant.name, variant.words, variant.python))
             stack.callback(workers[-1].end)
         for worker in workers:
             worker.ready()
@@ -189,7 +204,8 @@ def measure(variants: list[Variant], options: argparse.Namespace) -> list[Varian
 
 def prepare(variant: Variant, worker: Worker, training: bool, bar: tqdm) -> None:
     """Have a process build its network and compile its jobs."""
-    variant.device = worker.ask("build", variant.config, variant.forward, training, "with_data" in variant.jobs)
+    values = variant.config.model_dump(mode="json")  # plain: a process of another environment may not know our classes
+    variant.device = worker.ask("build", values, variant.forward, training, "with_data" in variant.jobs)
     for job in variant.jobs:
         variant.first_s[job], step_s, peak = worker.ask("prepare", job)
         if job == "step":

@@ -65,7 +65,8 @@ def _throughput(variant: Variant, baseline: Variant, job: str, ideal: float, wid
         ratio = speedup(baseline.step_s(job) / baseline.config.data.batch_size, seconds / batch)
         sure = ratio.within(widest)
         result |= _interval("speedup", ratio, sure)
-        result["efficiency"] = efficiency(ratio.median, ideal) if sure and job == "step" else None
+        same_code = variant.words == baseline.words
+        result["efficiency"] = efficiency(ratio.median, ideal) if sure and job == "step" and same_code else None
     return result
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import mindspore as ms
 from mindspore import Tensor
@@ -17,53 +14,50 @@ from skipvit.config import Config
 from skipvit.data.pipeline import Batch, Batches
 from skipvit.tools.build import batches_of, open_source, uses_float16
 from skipvit.tools.synthetic import Forward, network_of, random_batch, training_step
+from skipvit.tools.timed import Timed
 from skipvit.tools.turns import serve
 from skipvit.training import distributed
 from skipvit.training.step import EvalStep, TrainStep
 
-WARM_UP_STEPS = 2  # after the compiling one
 
-
-class Bench:
+class Bench(Timed):
     """A config's forward, in training or in inference, and what of it can be timed, by name.
 
     `step`: the whole step on one batch that stays in memory. Of training also: `with_data`, the step fed by the config's own
     pictures; `forward` and `forward_backward`; `routing`, the routers alone, forward and backward; `average`, of the weights.
     """
 
-    def build(self, config: Config, forward: Forward, training: bool, data: bool) -> str:
-        """Build the network and a batch, and open the config's own pictures if they are needed; returns the device."""
+    def build(self, values: dict[str, Any], forward: Forward, training: bool, data: bool) -> str:
+        """Build a config's network and a batch, and open its own pictures if they are needed; returns the device."""
+        config = Config(**values)
         self.config, self.routed = config, forward == "routed"
+        self.warm_up *= config.optim.accumulate
         self.device, _ = distributed.start(config.device, config.deterministic)
         self.source = open_source(config, "train") if data else None
-        self.base = _memory(self.device)
+        self.begin()
         network = network_of(config, self.device, forward)
         self.batch = random_batch(config, getattr(network, "noise_width", 1))
         self.train: TrainStep | None = None
         if training:
             self.train = training_step(config, self.device, network, self.routed)
         self.network = network
-        self.jobs: dict[str, Callable[[], Tensor]] = {}
         return self.device
 
-    def prepare(self, job: str) -> tuple[float, float, int]:
-        """Compile a job and warm it up: seconds of its first and of its last step, and the peak memory of a step, bytes."""
-        self.jobs[job] = getattr(self, f"_{job}")()
-        first = self.turn(job, 1)
-        _forget_peak(self.device)
-        for _ in range(WARM_UP_STEPS * self.config.optim.accumulate):
-            last = self.turn(job, 1)
-        return first, last, _peak(self.device) - self.base
-
-    def turn(self, job: str, steps: int) -> float:
-        """Seconds of so many steps, with a wait for the device after the last one only, as in training."""
-        run = self.jobs[job]
-        begun = time.perf_counter()
-        for _ in range(steps):
-            result = run()
+    def wait(self, result: Tensor) -> None:
         ms.runtime.synchronize()
         result.asnumpy()  # waits on CPU too
-        return time.perf_counter() - begun
+
+    def memory(self) -> int:
+        return ms.runtime.memory_allocated() if self.device == "ascend" else super().memory()
+
+    def peak(self) -> int:
+        return ms.runtime.max_memory_allocated() if self.device == "ascend" else super().peak()
+
+    def forget_peak(self) -> None:
+        if self.device == "ascend":
+            ms.runtime.reset_max_memory_allocated()
+        else:
+            super().forget_peak()
 
     def skipped(self) -> int:
         """Updates that were skipped since the beginning because their gradients overflowed."""
@@ -107,29 +101,6 @@ def _endless(batches: Batches) -> Iterator[Batch]:
             yield from passes
     except RuntimeError as error:
         raise batches.explain(error) from None
-
-
-def _memory(device: str) -> int:
-    """Bytes in use: of the card, or of this process (resident)."""
-    return ms.runtime.memory_allocated() if device == "ascend" else _of_process("VmRSS")
-
-
-def _peak(device: str) -> int:
-    """The most bytes in use since `_forget_peak`."""
-    return ms.runtime.max_memory_allocated() if device == "ascend" else _of_process("VmHWM")
-
-
-def _forget_peak(device: str) -> None:
-    if device == "ascend":
-        ms.runtime.reset_max_memory_allocated()
-    else:
-        with suppress(OSError):  # where it is not allowed, the peak may be that of compiling
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5): VmHWM becomes VmRSS
-
-
-def _of_process(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def cost_of(config: Config) -> Cost:
     compute = 4 if config.amp.dtype == "float32" or config.device == "cpu" and config.amp.dtype == "auto" else 2
     shape = (size, model.patch, model.tokens, model.num_classes)
     formulation = {"auto": "gather" if config.device == "cpu" else "matmul"}.get(config.routing, config.routing)
+    head_only = optim.train == "head"
     forwards = {}
     for name, spans in (("dense", ()), ("routed", config.spans())):
         if name == "dense" or spans:
@@ -96,17 +97,18 @@ def cost_of(config: Config) -> Cost:
                 tuple(sequence.mlp for sequence in seen),
                 tuple(sequence.attention for sequence in seen),
                 tuple(block_macs(sequence, size.width) for sequence in seen),
-                tuple(block_activations(sequence, size, compute) for sequence in seen),
+                tuple(0 if head_only else block_activations(sequence, size, compute) for sequence in seen),
                 parts,
                 sum(parts.values()),
-                training_macs(*shape, spans, formulation),
-                activations(size, seen, compute),
+                training_macs(*shape, spans, formulation, head_only),
+                activations(size, () if head_only else seen, compute),
             )
     gain = forwards["dense"].training_macs / forwards.get("routed", forwards["dense"]).training_macs
     warmup, routed, cooldown = config.phase_lengths()
     run_gain = optim.epochs / (warmup + cooldown + routed / gain)
     parameters = size.parameters(model.patch, model.tokens, model.num_classes)
-    return Cost(parameters, forwards, state(parameters, config.ema.decay > 0, optim.accumulate > 1), gain, run_gain)
+    trained = (size.width + 1) * model.num_classes if head_only else parameters
+    return Cost(parameters, forwards, state(parameters, trained, config.ema.decay > 0, optim.accumulate > 1), gain, run_gain)
 
 
 def as_text(config: Config, cost: Cost) -> str:
@@ -164,11 +166,9 @@ def phase_lines(config: Config, cost: Cost) -> list[str]:
 def gain_lines(cost: Cost) -> list[str]:
     if "routed" not in cost.forwards:
         return []
-    saved = 1 - cost.forwards["routed"].activations / cost.forwards["dense"].activations
-    return [
-        f"ideal gain over dense: {cost.gain:.3f} x training throughput, {100 * saved:.0f} % less for activations; "
-        f"{cost.run_gain:.3f} x over the whole run"
-    ]
+    routed, dense = cost.forwards["routed"].activations, cost.forwards["dense"].activations
+    saved = f"{100 * (1 - routed / dense):.0f} % less for activations" if dense else "no activations kept"
+    return [f"ideal gain over dense: {cost.gain:.3f} x training throughput, {saved}; {cost.run_gain:.3f} x over the whole run"]
 
 
 def tokens_figure(config: Config, cost: Cost) -> Figure:

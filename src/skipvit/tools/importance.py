@@ -27,7 +27,8 @@ EPILOG = """examples:
   skipvit importance runs/skipvit_mini_shapes
   skipvit importance RUN --scorers cls_attention,random --pictures 100
   skipvit importance RUN --masks masks/ --data.path /data/birds   masks/<class>/<picture>.png, white on the object
-  skipvit importance RUN --routes '[{start: 2, end: 5}]'          of a dense run: where a route would begin
+  skipvit importance RUN --routes '[{start: 2, end: 5}]' --phases.dense_warmup_epochs 0 --phases.evaluate dense
+                                                      of a dense run: where a route would begin
 
 Writes RUN/importance/: importance.json, importance.txt, importance.png, kept.png. docs/importance.md says what is measured.
 """
@@ -58,7 +59,10 @@ def main(words: list[str]) -> None:
     if not options.out and not options.run:
         raise UsageError("--out: name the folder to write, or a run folder (see --help)")
     if not config.routes:
-        raise UsageError(f"{config.name} has no routes; say where one would begin, e.g. --routes '[{{start: 2, end: 5}}]'")
+        raise UsageError(
+            f"{config.name} has no routes; say where one would begin, e.g. --routes '[{{start: 2, end: 5}}]' "
+            f"--phases.dense_warmup_epochs 0 --phases.evaluate dense"
+        )
     scorers = chosen_scorers(options.scorers, config.routes[0].scorer)
     out = Path(options.out or Path(options.run) / "importance")
     shown = pictures_of(config, options.pictures, options.masks)

@@ -15,7 +15,7 @@ import tempfile
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 from skipvit.analysis.checks import JOB
 from skipvit.errors import RunError, UsageError
@@ -29,16 +29,17 @@ class Worker:
     Args:
         name: what to call it in a message.
         words: what Python is to run, e.g. ["-m", "skipvit.tools.bench_worker"]; `serve`'s two words are added.
+        python: the interpreter, e.g. of another environment.
     """
 
-    def __init__(self, name: str, words: list[str]):
+    def __init__(self, name: str, words: Sequence[str], python: str = sys.executable):
         self.name, self.said = name, tempfile.TemporaryFile()
         self.connection, theirs = Pipe()
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         # A shell that was set up for a distributed job is not to make one process wait for others.
         environment = {key: value for key, value in os.environ.items() if key not in (*JOB, "RANK_TABLE_FILE")}
         self.process = subprocess.Popen(
-            [sys.executable, *words, str(theirs.fileno()), str(os.getpid())],
+            [python, *words, str(theirs.fileno()), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=self.said,
             stderr=self.said,

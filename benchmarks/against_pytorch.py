@@ -1,0 +1,98 @@
+"""Our dense and routed training steps beside a plain PyTorch ViT of the same sizes, in one interleaved run on CPU.
+
+    pip install -e '.[compare]'
+    python benchmarks/against_pytorch.py configs/skipvit_small_imagenet.yaml --data.batch_size 16
+
+or, with PyTorch in an environment of its own (nothing else needs to be in it), `--torch_python /path/to/its/bin/python`.
+What the two do alike and what not: pytorch_vit.py. How the turns are taken and ratios are made: docs/bench.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("GLOG_v", "4")
+
+from skipvit import config as configuration
+from skipvit.cli import exit_code
+from skipvit.config import Config
+from skipvit.errors import UsageError
+from skipvit.tools import bench
+from skipvit.tools.bench import Variant
+from skipvit.tools.bench_report import as_text, report
+
+WORKER = str(Path(__file__).with_name("pytorch_worker.py"))
+KINDS = {"plain": "PyTorch", "strong": "PyTorch, fused kernels"}
+
+
+def parser() -> configuration.OneLineParser:
+    result = configuration.OneLineParser(
+        prog="against_pytorch.py",
+        description=__doc__,
+        epilog="exit code 1: a ratio is too uncertain to be reported, or a process died",
+    )
+    result.add_argument("config", metavar="CONFIG", help="YAML file of a run; its other keys as options")
+    result.add_argument("--pytorch", choices=(*KINDS, "both"), default="plain", help="which PyTorch (default: plain)")
+    result.add_argument("--torch_python", default=sys.executable, metavar="FILE", help="Python with PyTorch (default: this)")
+    result.add_argument("--rounds", type=int, default=20, metavar="N", help="turns of each (default: 20)")
+    result.add_argument("--widest", type=float, default=0.05, metavar="X", help="as of skipvit bench")
+    result.add_argument("--json", action="store_true", help="print one JSON object")
+    result.set_defaults(mode="training", parts=False, with_data=False, plain=False, out=None)
+    return result
+
+
+def main(words: list[str]) -> None:
+    config, options = configuration.from_words(parser(), words)
+    bench.check(options)
+    config = comparable(config)
+    result = bench.beginning(options.mode, options.rounds, options.widest)
+    result["versions"] = {"torch": torch_version(options.torch_python), "mindspore": version("mindspore")}
+    kinds = list(KINDS) if options.pytorch == "both" else [options.pytorch]
+    options.configs = [options.config]
+    ours = bench.variants_of([config], options)
+    variants = bench.measure([pytorch(config, kind, options) for kind in kinds] + ours, options)
+    # Against PyTorch, and ours among themselves: there the ideal means something.
+    result["batches"] = [report(variants, [], options.widest), report(ours, [], options.widest)]
+    print(json.dumps(result, allow_nan=False) if options.json else as_text(result))
+    if not options.json:
+        print(", ".join(f"{name} {number}" for name, number in result["versions"].items()))
+    bench.refuse(result)
+
+
+def comparable(config: Config) -> Config:
+    """The configuration on CPU. Raises UsageError for what the PyTorch step does not do."""
+    if config.amp.dtype == "float16":
+        raise UsageError("amp.dtype: the comparison is in float32, on CPU; use --amp.dtype float32")
+    if config.optim.accumulate > 1:
+        raise UsageError("optim.accumulate: the comparison is of steps that each update the weights; use --optim.accumulate 1")
+    return config.model_copy(update={"device": "cpu"})
+
+
+def torch_version(python: str) -> str:
+    """Version of the PyTorch that an interpreter has. Raises UsageError if it has none or cannot be run."""
+    question = "from importlib.metadata import version; print(version('torch'))"
+    try:
+        answer = subprocess.run([python, "-c", question], capture_output=True, text=True)
+    except OSError as error:
+        raise UsageError(f"--torch_python: {python} cannot be run ({error.strerror})") from None
+    if answer.returncode:
+        raise UsageError(
+            f"--torch_python: {python} has no PyTorch; pip install -e '.[compare]', "
+            "or name the Python of an environment that has it"
+        )
+    return answer.stdout.strip()
+
+
+def pytorch(config: Config, kind: str, options) -> Variant:
+    variant = Variant(f"{config.name} {KINDS[kind]}", options.config, config, "dense", ("step",))
+    variant.words, variant.python = (WORKER, kind), options.torch_python
+    return variant
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

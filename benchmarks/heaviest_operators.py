@@ -1,0 +1,140 @@
+"""The heaviest operators of a training step on CPU, by MindSpore's profiler, with the shapes that they work on.
+
+    python benchmarks/heaviest_operators.py --config configs/vit_mini_shapes_cpu.yaml
+    python benchmarks/heaviest_operators.py --config configs/skipvit_small_imagenet.yaml --data.batch_size 16 --forward routed
+
+Operators of one kind on inputs of the same shapes are one line: milliseconds of a step, median over the steps. Of most of the
+backward MindSpore does not say which layer an operator belongs to; its shapes do. Where it begins and ends is told by the order.
+*Before* is how long no operator ran until these began: scheduling, and getting memory for their results.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+os.environ.setdefault("GLOG_v", "4")
+
+import numpy as np
+from mindspore.profiler import ProfilerActivity, profile, schedule, tensorboard_trace_handler
+
+from skipvit import config as configuration
+from skipvit.errors import RunError
+from skipvit.tools.synthetic import network_of, random_batch, training_step
+from skipvit.training import distributed
+
+NEWER = "MindSpore's profiler wrote no {0}, as that of 2.8.0 does"
+
+
+def main() -> None:
+    parser = configuration.OneLineParser(prog="heaviest_operators.py", description="The heaviest operators of a training step.")
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("--forward", choices=("dense", "routed", "plain"), default="dense")
+    parser.add_argument("--steps", type=int, default=5, metavar="N")
+    parser.add_argument("--top", type=int, default=30, metavar="N", help="lines to print")
+    config, options = configuration.from_words(parser, sys.argv[1:])
+    device, _ = distributed.start("cpu", config.deterministic)
+    network = network_of(config, device, options.forward)
+    batch = random_batch(config, getattr(network, "noise_width", 1))
+    step = training_step(config, device, network, options.forward == "routed")
+
+    def timed() -> float:
+        begun = time.perf_counter()
+        step(*batch)
+        step.optimizer.step.asnumpy()
+        return time.perf_counter() - begun
+
+    for _ in range(3):
+        timed()
+    seconds = statistics.median(timed() for _ in range(options.steps))
+    with tempfile.TemporaryDirectory() as folder:
+        profiled(timed, options.steps, folder)
+        operators = read(Path(folder), options.steps)
+    said = f"median step {1000 * seconds:.1f} ms without the profiler"
+    print(f"{config.name} {options.forward}, batch {config.data.batch_size}: {said}")
+    print(table(operators, options.top))
+
+
+def profiled(step, steps: int, folder: str) -> None:
+    """Run so many steps under the profiler, which writes into the folder."""
+    profiler = profile(
+        activities=[ProfilerActivity.CPU],
+        schedule=schedule(wait=0, warmup=0, active=steps, repeat=1),
+        on_trace_ready=tensorboard_trace_handler(folder),
+    )
+    profiler.start()
+    for _ in range(steps):
+        step()
+        profiler.step()
+    profiler.stop()
+
+
+def read(folder: Path, steps: int) -> list[tuple[str, str, str, str, np.ndarray, np.ndarray]]:
+    """Operators of a step in the order in which they ran: part of the step, cell, kind, shapes of the inputs, and in each step
+    the ms that it took and that nothing ran before it.
+
+    One file has times and full names, the other shapes and short names, both in the order of the launches.
+    """
+    runs = []
+    for line in _lines(folder, "cpu_op_execute_timestamp_*.txt"):
+        name, _, times = line.split(";")
+        runs += [(int(time.split(",")[0]), name, float(time.split(",")[1])) for time in times.split()]
+    shapes = [line.split(";") for line in _lines(folder, "cpu_framework_*.txt")]
+    runs.sort()
+    if len(runs) != len(shapes) or any(not name.endswith(f"/{of[1]}") for (_, name, _), of in zip(runs, shapes)):
+        raise RunError(f"{len(runs)} operators ran and {len(shapes)} have shapes, in another order")
+    each, waits = len(runs) // steps, _waits(runs)
+    backward = [i for i in range(each) if runs[i][1].startswith("Gradients/Default/loss-TrainingLoss/network-")]
+    result = []
+    for i in range(each):
+        (_, name, _), (kind, _, _, *inputs) = runs[i], shapes[i]
+        part = "forward" if i < backward[0] else "backward" if i <= backward[-1] else "update"
+        scope = name.split("/")[-2]
+        cell = scope.split("-")[1] if part != "update" and not name.startswith("Gradients/") and "-" in scope else ""
+        known = [text.split(":", 1)[1].replace(" ", "") for text in inputs if ":[" in text]
+        ms = np.array([ms for _, _, ms in runs[i::each]])
+        before = waits[i::each] if i else np.zeros(steps)
+        result.append((part, cell, kind, " ".join(known), ms, before))
+    return result
+
+
+def _waits(runs: list[tuple[int, str, float]]) -> np.ndarray:
+    """Milliseconds before each operator in which none ran; runs are (start in ns, name, ms), by start."""
+    result, end = [], runs[0][0]
+    for start, _, ms in runs:
+        result.append(max(0, start - end) / 1e6)
+        end = max(end, start + int(1e6 * ms))
+    return np.array(result)
+
+
+def _lines(folder: Path, name: str) -> list[str]:
+    files = sorted(folder.glob(f"*/FRAMEWORK/{name}"))
+    if not files:
+        raise RunError(NEWER.format(name))
+    return [line for file in files for line in file.read_text().splitlines() if line]
+
+
+def table(operators: list[tuple[str, str, str, str, np.ndarray, np.ndarray]], top: int) -> str:
+    everything, waits = (np.median(sum(operator[c] for operator in operators)) for c in (4, 5))
+    lines = [f"{len(operators)} operators, {everything:.1f} ms in all, and {waits:.1f} ms between them"]
+    for title, columns in (("part", (0,)), ("kind", (2,)), ("part, cell, kind, shapes of the inputs", (0, 1, 2, 3))):
+        groups = defaultdict(list)
+        for operator in operators:
+            groups[tuple(operator[c] for c in columns)].append(operator[4:])
+        rows = [(*np.median(np.sum(times, 0), 1), len(times), key) for key, times in groups.items()]
+        lines += ["", f"{'ms':>9}{'share':>8}{'before':>9}{'times':>7}  {title}"]
+        for ms, wait, count, key in sorted(rows, reverse=True)[:top]:
+            lines.append(f"{ms:9.2f}{100 * ms / everything:6.1f} %{wait:9.2f}{count:7}  {'  '.join(filter(None, key))}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RunError as error:
+        raise SystemExit(f"heaviest_operators.py: {error}") from None

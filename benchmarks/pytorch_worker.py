@@ -1,0 +1,47 @@
+"""The process of `against_pytorch.py` in which PyTorch works: like `skipvit.tools.bench_worker`, and without MindSpore."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+
+from pytorch_vit import PyTorchStep
+from skipvit.tools.timed import Timed
+from skipvit.tools.turns import serve
+
+
+class PyTorchBench(Timed):
+    """Args: strong: PyTorch's fused kernels, see `pytorch_vit`."""
+
+    def __init__(self, strong: bool):
+        super().__init__()
+        self.strong = strong
+
+    def build(self, config: dict[str, Any], forward: str, training: bool, data: bool) -> str:
+        """The network and a batch of random pictures; dense training is all there is."""
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.manual_seed(config["seed"])
+        self.begin()
+        model, batch = config["model"], config["data"]["batch_size"]
+        self.train = PyTorchStep(config, self.strong)
+        self.images = torch.randint(0, 256, (batch, model["image_size"], model["image_size"], 3), dtype=torch.uint8)
+        self.labels = torch.randint(0, model["num_classes"], (batch,))
+        return "cpu"
+
+    def _step(self) -> Callable[[], Tensor]:
+        return partial(self.train, self.images, self.labels)
+
+    def wait(self, result: Tensor) -> None:
+        result.item()
+
+    def skipped(self) -> int:
+        return 0
+
+
+if __name__ == "__main__":
+    serve(PyTorchBench(strong=sys.argv[1] == "strong"), sys.argv[2:])
