@@ -37,6 +37,12 @@ def style(i: int) -> dict:
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
+def within_percent(axis) -> None:
+    """Interval ends of few seeds lie below 0 and above 100 %, where nothing can be."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, -1), min(high, 101))
+
+
 def seeds_figure(points: list[Point], baseline: Point | None) -> Figure:
     """Each method's seeds as dots, its mean with the 95 % interval, the baseline's interval as a band."""
     figure = Figure(figsize=(9, 1.2 + 0.36 * len(points)), layout="constrained")
@@ -50,6 +56,7 @@ def seeds_figure(points: list[Point], baseline: Point | None) -> Figure:
     axis.set_yticks(range(len(points)), [f"{point.label} ({point.forward})" for point in points])
     axis.set_xlabel("top-1, %, of the forward that counts (in brackets)")
     axis.invert_yaxis()
+    axis.set_xlim(max(axis.get_xlim()[0], -1), min(axis.get_xlim()[1], 101))
     axis.grid(axis="x", alpha=0.3)
     axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return figure
@@ -73,9 +80,10 @@ def front_figure(points: list[Point], speed_label: str) -> Figure:
                 elinewidth=1, markerfacecolor=look["color"] if counts else "white",
             )  # fmt: skip
         axis.set_title(f"evaluated {forward}", fontsize=10)
-        axis.set_xlabel(speed_label)
         axis.grid(alpha=0.3)
+    within_percent(axes[0])
     axes[0].set_ylabel("top-1, %, mean and 95 % interval")
+    figure.supxlabel(speed_label, fontsize=10)
     handles = [axes[0].plot([], [], linestyle="", **style(i))[0] for i in range(len(points))]
     figure.legend(handles, [point.label for point in points], fontsize=8, loc="outside right center")
     return figure
@@ -95,6 +103,7 @@ def time_figure(curves: dict[str, list[tuple[float, Mean]]], unit: str, target: 
         axis.axhline(target, color="0.5", linestyle=":", linewidth=1)
     axis.set_xlabel(f"training time, {unit}")
     axis.set_ylabel("top-1, %, mean and 95 % interval")
+    within_percent(axis)
     axis.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right center")
     return figure
@@ -112,6 +121,7 @@ def grid_figure(key: str, series: dict[str, list[tuple[float, Mean]]], baseline:
         axis.errorbar(values, [m.mean for m in means], yerr=[m.half or 0 for m in means], label=label, capsize=3, **style(i + 1))
     axis.set_xlabel(key)
     axis.set_ylabel("top-1, %, mean and 95 % interval")
+    within_percent(axis)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     return figure
