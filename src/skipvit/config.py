@@ -70,7 +70,7 @@ class InitConfig(Group):
     averaged: bool = True
     """take a checkpoint's averaged weights, if it has any"""
     head: Literal["auto", "new"] = "auto"
-    """auto: the head comes along if it has as many classes, else it is new; new: it is new (other classes, as many)"""
+    """auto: the head is new if it has other classes, as far as they are known (number; names, of a run), else it comes along; new: it is new"""
 
 
 def _epochs_or_share(value: Any) -> Any:

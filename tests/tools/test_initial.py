@@ -126,6 +126,16 @@ def test_a_head_for_other_classes_is_new_and_drawn_from_the_seed(tmp_path, weigh
         assert np.array_equal(parameter.asnumpy(), expected), name
 
 
+def test_a_run_of_other_classes_gives_no_head(run_of):
+    folder, mine = run_of(), tuple("abcdefghij")
+    assert "head" not in read_initial(config(folder), mine).line  # not known
+    (folder / "classes.json").write_text(json.dumps(mine))
+    assert "head" not in read_initial(config(folder), mine).line
+    assert "head new (10 classes; there: 10 other classes)" in read_initial(config(folder), mine[::-1]).line
+    (folder / "classes.json").write_text("{")
+    assert "head" not in read_initial(config(folder), mine).line
+
+
 def test_moments_and_averages_begin_with_what_was_loaded(saved):
     chosen = config(saved).model_copy(update={"ema": configuration.EmaConfig(decay=0.9)})
     network = build_network(chosen, "cpu")

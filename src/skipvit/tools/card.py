@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from skipvit import config as configuration
@@ -36,11 +37,12 @@ def card(trained: Trained, kind: str, dtype: str, files: list[dict], licence: st
         "task": "image classification",
         "forward": trained.forward,
         "trained_forward": config.trained(),
+        "main_forward": config.main(),
         "weights": {"checkpoint": trained.checkpoint.name, "averaged": trained.averaged},
         "size": shape._asdict(),
         "parameters": sum(parameter.size for parameter in network.get_parameters()),
         "macs": forward_macs(shape, model.patch, model.tokens, model.num_classes, spans),
-        "tokens_of_blocks": list(sequences(shape.depth, model.tokens, spans)),
+        "tokens_of_blocks": [asdict(sequence) for sequence in sequences(shape.depth, model.tokens, spans)],
         "routes": config.model_dump(mode="json")["routes"],
         "input": input_format(trained, kind, dtype),
         "output": output_format(trained, kind),
@@ -127,7 +129,7 @@ def as_markdown(about: dict) -> str:
         _table(
             ("parameters", f"{about['parameters']:,}"),
             ("multiply-accumulates a picture", f"{about['macs']:,}"),
-            ("tokens that its blocks see", ", ".join(map(str, about["tokens_of_blocks"]))),
+            ("tokens that its blocks see", _tokens(about["tokens_of_blocks"])),
             ("weights", f"{about['weights']['checkpoint']}, {'averaged' if about['weights']['averaged'] else 'last'}"),
             ("classes", f"{len(about['classes'])}: {classes}"),
             ("data", f"{about['data']['kind']}{' ' + about['data']['name'] if about['data']['name'] else ''}"),
@@ -169,6 +171,10 @@ def usage(about: dict) -> str:
 
 def _table(*rows: tuple[str, str]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _tokens(blocks: list[dict]) -> str:
+    return ", ".join(f"{b['attention']}" + (f" (MLP {b['mlp']})" if b["mlp"] != b["attention"] else "") for b in blocks)
 
 
 def _scores(found: dict) -> str:

@@ -30,12 +30,13 @@ class Rankings(nn.Cell):
 
     Args:
         site: the block whose q, k and v the scorers read.
+        keep_ratio: of the route, since a grid depends on it.
     """
 
-    def __init__(self, network: ViT, scorers: list[str], site: int):
+    def __init__(self, network: ViT, scorers: list[str], site: int, keep_ratio: float):
         super().__init__(auto_prefix=False)
         self.network, self.site = network, site
-        routes = [Route(site, network.depth, scorer=scorer, restore=False, at="mlp") for scorer in scorers]
+        routes = [Route(site, network.depth, keep_ratio, scorer, restore=False, at="mlp") for scorer in scorers]
         spans = [resolve([route], network.depth, network.tokens)[0] for route in routes]
         self.routers = nn.CellList([Router(span, "gather", 2 * network.depth) for span in spans])
         self.noise_width = 2 * network.depth + max(router.noise_columns for router in self.routers)
@@ -92,7 +93,7 @@ def measure(config: Config, network: ViT, scorers: list[str], shown, checkpoints
     route, span = config.routes[0], network.spans[0]
     site = route.start if route.at == "mlp" else max(route.start - 1, 0)
     batch = min(config.data.batch_size, len(shown.labels))
-    rank = ranker(network, scorers, site, batch)
+    rank = ranker(network, scorers, site, route.keep_ratio, batch)
     trained = []
     for path in tqdm(checkpoints, "checkpoints", leave=False, disable=None):
         checkpoint.restore_weights(path, network, averaged=checkpoint.has_average(path))
@@ -120,9 +121,9 @@ def measure(config: Config, network: ViT, scorers: list[str], shown, checkpoints
     return result, {name: measures.top(trained[-1][name], span.kept) for name in scorers}
 
 
-def ranker(network: ViT, scorers: list[str], site: int, batch: int) -> Callable[[np.ndarray], Values]:
+def ranker(network: ViT, scorers: list[str], site: int, keep_ratio: float, batch: int) -> Callable[[np.ndarray], Values]:
     """A function of pictures: the values of each scorer and block, and, where there are several routes, 1 for what each keeps, `route 0`, ..."""
-    cell = Rankings(network, scorers, site)
+    cell = Rankings(network, scorers, site, keep_ratio)
     rankings = InBatches(cell, cell.noise_width, batch)
     several = len(network.spans) > 1
     names = [f"routes.{r}.kept" for r in range(len(network.spans))] if several else []

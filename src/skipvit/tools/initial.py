@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +26,15 @@ class Found:
     Attributes:
         note: what had to be done to read them, or "".
         run: configuration of the run that trained them; None if it is not known.
+        classes: names of that run's classes; None if they are not known.
     """
 
     path: Path
     weights: dict[str, np.ndarray]
     shape: Geometry
     note: str
-    run: Config | None
+    run: Config | None = None
+    classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,11 @@ class Initial:
             parameters[name].set_data(Tensor(value))
 
 
-def read_initial(config: Config) -> Initial | None:
+def read_initial(config: Config, classes: tuple[str, ...] | None = None) -> Initial | None:
     """The weights that a configuration starts from; None if it draws them.
+
+    Args:
+        classes: names of the classes to train, if they are known.
 
     Raises:
         UsageError: nothing is there, or it is of another width, depth, heads or patch.
@@ -65,7 +71,7 @@ def read_initial(config: Config) -> Initial | None:
         return None
     found = find(Path(config.init.weights), config.init.averaged)
     refuse_other_network(config, found)
-    return fitted(config, found)
+    return fitted(config, found, classes)
 
 
 def find(path: Path, averaged: bool) -> Found:
@@ -80,12 +86,12 @@ def find(path: Path, averaged: bool) -> Found:
     if path.suffix == TIMM_ENDING:
         params, note = read_safetensors(path)
         shape = check(params, True, path, headless=True)
-        return Found(path, from_timm(params), shape, note, None)
+        return Found(path, from_timm(params), shape, note)
     entries = checkpoint.read(path)
     averaged = averaged and checkpoint.averages(entries)
     weights = checkpoint.weights_of(entries, averaged)
     shape = check(weights, False, path, headless=True)
-    return Found(path, weights, shape, "averaged weights" if averaged else "", run_of(path))
+    return Found(path, weights, shape, "averaged weights" if averaged else "", run_of(path), classes_of(path))
 
 
 def checkpoint_of_run(folder: Path) -> Path:
@@ -101,6 +107,15 @@ def run_of(path: Path) -> Config | None:
     """The configuration of the run in whose folder a checkpoint lies."""
     file = path.parent.parent / "config.yaml"
     return configuration.read(file) if path.parent.name == "checkpoints" and file.is_file() else None
+
+
+def classes_of(path: Path) -> tuple[str, ...] | None:
+    """The names of the classes of the run in whose folder a checkpoint lies, if it has noted them."""
+    try:
+        names = json.loads((path.parent.parent / "classes.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return tuple(names) if isinstance(names, list) else None
 
 
 def refuse_other_network(config: Config, found: Found) -> None:
@@ -120,7 +135,7 @@ def refuse_other_network(config: Config, found: Found) -> None:
             raise RunError(f"{found.path}: {name} holds numbers that are not finite; use an older checkpoint or other weights")
 
 
-def fitted(config: Config, found: Found) -> Initial:
+def fitted(config: Config, found: Found, classes: tuple[str, ...] | None) -> Initial:
     """The weights with a position embedding for the pictures' size, and without a head for other classes."""
     model, weights = config.model, dict(found.weights)
     done = [note for note in (found.note,) if note]
@@ -128,9 +143,10 @@ def fitted(config: Config, found: Found) -> Initial:
     if grid != found.shape.grid:
         weights["pos_embed"] = resized_positions(weights["pos_embed"], grid)
         done.append(f"position embedding resized from {found.shape.grid} x {found.shape.grid} to {grid} x {grid} (bicubic)")
-    if config.init.head == "new" or found.shape.classes != model.num_classes:
+    others = None not in (classes, found.classes) and tuple(classes) != found.classes
+    if config.init.head == "new" or found.shape.classes != model.num_classes or others:
         weights = {name: value for name, value in weights.items() if name not in HEAD}
-        had = f"{found.shape.classes} classes" if found.shape.classes else "none"
+        had = f"{found.shape.classes} {'other ' * others}classes" if found.shape.classes else "none"
         done.append(f"head new ({model.num_classes} classes; there: {had})")
     if config.optim.train == "head":
         done.append("all but the head frozen")

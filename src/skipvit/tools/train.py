@@ -57,7 +57,7 @@ def main(words: list[str]) -> None:
     folder, going_on = run_folder(config, options, shard)
     train_source, val_source = open_sources(config, options)
     begin = newest_checkpoint(folder, config, train_source) if going_on else None
-    initial = read_initial(config) if begin is None else None
+    initial = read_initial(config, train_source.classes) if begin is None else None
     if begin is not None and begin.position.pictures != config.update_pictures(shard.count):
         config = redivided(config, begin.position.pictures, shard)
     training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
@@ -84,7 +84,7 @@ def check(words: list[str], shard: Shard) -> None:
     train_source, _ = open_sources(config, options)
     if not going_on:
         training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
-        read_initial(config)
+        read_initial(config, train_source.classes)
     model = config.model
     copies = 4 if config.ema.decay else 3  # weights, two moments, average
     size = 4 * copies * model.shape().parameters(model.patch, model.tokens, model.num_classes)

@@ -82,7 +82,7 @@ def add_options(parser: OneLineParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="checkpoint, instead of the run's newest")
     parser.add_argument("--last", action="store_true", help="the weights themselves where the run also has their average")
     forward = parser.add_mutually_exclusive_group()
-    forward.add_argument("--dense", action="store_true", help="run the dense forward (default: the one that was trained last)")
+    forward.add_argument("--dense", action="store_true", help="run the dense forward (default: the one that counts, see phases.evaluate)")
     forward.add_argument("--routed", action="store_true", help="run the routed forward")
 
 
@@ -101,7 +101,7 @@ def load(config: Config, options: argparse.Namespace, device: str) -> Trained:
     checkpoint.restore_weights(path, network, averaged)
     network.set_train(False)
     run = RunFolder(Path(options.run), writes=False) if options.run else None
-    routed = options.routed or not options.dense and config.trained() == "routed"
+    routed = options.routed or not options.dense and config.main() == "routed"
     return Trained(config, network, class_names(config, run), path, averaged, routed, run)
 
 
