@@ -28,7 +28,8 @@ FORMATS = ("mindir", "onnx", "safetensors")
 LARGEST_ONNX = 2**31 - 1  # bytes of a protobuf message
 
 EPILOG = """Whatever is written is read again and run, MindIR by MindSpore and ONNX by ONNX Runtime, and compared with the network on real
-pictures: the largest difference of a probability is printed. What does not agree is not kept. A model card (.json, .md) goes with it.
+pictures: the largest difference of a probability is printed. What does not agree is not kept. A model card (.json, .md) goes
+with it.
 
 examples:
   skipvit export runs/skipvit_mini_shapes --to onnx                        uint8 NHWC in, probabilities out, batch 1
@@ -64,11 +65,15 @@ def main(words: list[str]) -> None:
     device, _ = distributed.start("cpu" if options.to == "onnx" else config.device, config.deterministic)
     trained = load(config, options, device)
     out = Path(options.out) if options.out else Path(options.run or ".") / ("export" if options.run else "")
-    stem = config.name if options.to == "safetensors" else f"{config.name}_{trained.forward}" + "_float32" * (options.input == "float32")
+    weights_alone = options.to == "safetensors"
+    stem = config.name if weights_alone else f"{config.name}_{trained.forward}" + "_float32" * (options.input == "float32")
     refuse_existing(out, stem, options)
     print(trained.describe(), flush=True)
     with kept_if_whole(out) as folder:
-        rows = write_weights(trained, folder / f"{stem}.safetensors") if options.to == "safetensors" else write_graphs(trained, options, folder, stem)
+        if weights_alone:
+            rows = write_weights(trained, folder / f"{stem}.safetensors")
+        else:
+            rows = write_graphs(trained, options, folder, stem)
         about = card.card(trained, options.to, options.input, rows, options.licence)
         name = f"{stem}.{options.to}"
         (folder / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

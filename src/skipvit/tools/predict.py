@@ -150,8 +150,9 @@ def sheet(trained: Trained, images: np.ndarray, found: list[Prediction]) -> Figu
     seen = Activations(network, names, routed).by_name(Tensor(images), Tensor(noise.copy()))
     attention, where = attention_of(seen, spans, network.tokens, network.depth)
     views = "picture, kept patches (bypassed ones dimmed)" if spans else "picture"
+    names = [_short(printable(name), 24) for name in trained.classes]
     captions = [
-        (_short(printable(Path(path).name), 34), "\n".join(f"{_short(printable(trained.classes[c]), 24)} {100 * p:.1f} %" for c, p in top[:2]))
+        (_short(printable(Path(path).name), 34), "\n".join(f"{names[c]} {100 * p:.1f} %" for c, p in top[:2]))
         for path, top in found
     ]
     title = f"{views}, attention of [CLS] in {where} (bright: most)"
