@@ -39,6 +39,8 @@ class Subject:
         return steps * self.seconds
     def skipped(self):
         return 0
+    def operators(self, steps):
+        return [("aten::mm", 98, 75.0), ("aten::gelu", 12, 25.0)]
 
 serve(Subject(), sys.argv[2:])
 """
@@ -59,12 +61,15 @@ def script(name, monkeypatch):
 def test_pytorch_beside_ours(file, tmp_path, monkeypatch, capsys):
     module, subject = script("against_pytorch", monkeypatch), tmp_path / "subject.py"
     subject.write_text(SUBJECT)
-    monkeypatch.setattr(bench, "Worker", lambda name, words, python: Worker(name, [str(subject), words[-1]], python))
+    for where in (bench, module):
+        monkeypatch.setattr(where, "Worker", lambda name, words, python: Worker(name, [str(subject), words[-1]], python))
     monkeypatch.setattr(module, "torch_version", lambda python: "0.0")
     words = [str(file), "--rounds", "6", "--pytorch", "both"]
     module.main(words)
     out = capsys.readouterr().out
     assert out.count("1.20 x (1.20 to 1.20)") == 1 and out.count("1.50 x (1.50 to 1.50)") == 2 and "torch 0.0" in out
+    module.main([*words, "--operators"])
+    assert "    75.00  75.0 %     98  aten::mm" in capsys.readouterr().out
     module.main([*words, "--json"])
     result = json.loads(capsys.readouterr().out)
     against, ours = result["batches"]
