@@ -60,6 +60,21 @@ def test_routes_on_the_command_line_are_yaml(tmp_path):
     assert read(tmp_path, GOOD, ["--routes", "[]"]).routes == []
 
 
+@pytest.mark.parametrize(("share", "epochs", "warmup"), [("5%", 300, 15), ("5%", 8, 1), ("20%", 8, 2), ("3.3%", 300, 10), ("0%", 300, 0)])
+def test_a_share_of_the_run_is_rounded_to_epochs_and_at_least_one(tmp_path, share, epochs, warmup):
+    words = ["--phases.dense_warmup_epochs", share, "--optim.epochs", str(epochs)]
+    config = read(tmp_path, GOOD, words)
+    assert config.phase_lengths() == (warmup, epochs - warmup, 0)
+    assert f"dense_warmup_epochs: {warmup}\n" in configuration.to_yaml(config)
+
+
+def test_the_forward_that_counts_is_the_last_trained_unless_it_is_named(tmp_path):
+    cooled = ["--phases.dense_cooldown_epochs", "1"]
+    assert read(tmp_path, GOOD).main() == "routed" and read(tmp_path, GOOD, cooled).main() == "dense"
+    named = read(tmp_path, GOOD, ["--phases.evaluate", "dense", "--ema.decay", "0.99"])
+    assert (named.trained(), named.main(), named.best()) == ("routed", "dense", "dense_ema")
+
+
 def test_environment_variables_do_not_describe_a_run(tmp_path, monkeypatch):
     monkeypatch.setenv("SEED", "7")
     monkeypatch.setenv("NAME", "other")
@@ -106,7 +121,7 @@ REFUSED = [
     (with_key("routes.0.end", 6), "routes.0.end: a token restored after the last block influences nothing"),
     (with_key("routes.0.end", 7), "routes.0.end: 7 is outside"),
     (with_key("routes.0.keep_ratio", 0), "routes.0.keep_ratio: 0.0 is outside (0, 1]"),
-    (with_key("routes.0.scorer", "attention"), "routes.0.scorer: input should be 'cls_attention'"),
+    (with_key("routes.0.scorer", "attention"), "routes.0.scorer: 'attention' is not one of cls_attention, "),
     (with_key("routes", [{"start": 1, "end": 4}, {"start": 3, "end": 5}]), "routes.1.start: block 3 overlaps"),
     (with_key("routes", [{"end": 4}]), "routes.0.start is missing"),
     (with_key("routes", "cls"), "routes: "),
@@ -120,10 +135,20 @@ REFUSED = [
     (with_key("optim.warmup_epochs", 9), "optim.warmup_epochs: 9.0 is more than optim.epochs 8"),
     (with_key("optim.min_lr", 1), "optim.min_lr: 1.0 is larger than optim.lr"),
     (with_key("phases.dense_warmup_epochs", 8), "phases: 8 + 0 dense epochs leave none"),
+    (with_key("phases.dense_warmup_epochs", "110%"), "phases.dense_warmup_epochs: input should be a whole number of epochs, or a share"),
+    (with_key("phases.dense_warmup_epochs", -1), "phases.dense_warmup_epochs: input should be a whole number of epochs, or a share"),
+    (with_key("phases.dense_warmup_epochs", 1.5), "phases.dense_warmup_epochs: input should be a whole number of epochs, or a share"),
+    (with_key("phases.dense_cooldown_epochs", "90%"), "phases: 1 + 7 dense epochs leave none"),
+    (with_key("phases", {"evaluate": "routed"}) | {"routes": []}, "phases.evaluate: there is no routed forward without routes"),
     (with_key("data.kind", "image_folder"), "data.path: image_folder needs the folder"),
     (with_key("data", {"kind": "cifar100", "path": "x"}), "model.num_classes: cifar100 has 100 classes, not 10"),
     (with_key("checkpoint.best", "dense_ema"), "checkpoint.best: there are no averaged weights with ema.decay 0"),
     (with_key("routes", []) | {"checkpoint": {"best": "routed"}}, "checkpoint.best: there is no routed forward without routes"),
+    (with_key("optim.layer_decay", 0), "optim.layer_decay: input should be greater than 0, got 0"),
+    (with_key("optim.layer_decay", 1.5), "optim.layer_decay: input should be less than or equal to 1, got 1.5"),
+    (with_key("optim.train", "none"), "optim.train: input should be 'all' or 'head', got 'none'"),
+    (with_key("optim.train", "head"), "optim.train: head leaves nothing but a head on random blocks to train"),
+    (with_key("init.weight", "x"), "init.weight is not a key; did you mean weights?"),
     (with_key("augment.rand_augment", 11), "augment.rand_augment: input should be less than or equal to 10"),
     (with_key("amp.dtype", "bfloat16"), "amp.dtype: input should be 'auto', 'float32' or 'float16'"),
     (with_key("name", "../up"), "name: "),
@@ -196,5 +221,7 @@ def test_cards_that_cannot_share_an_update_are_refused_with_those_that_can():
 
 
 def test_machines_with_other_paths_have_the_same_fingerprint_and_with_other_rates_not():
-    same = [Config(data={"path": path, "workers": workers}).fingerprint() for path, workers in (("/a", 1), ("/b", 8))]
+    same = [
+        Config(data={"path": path, "workers": workers}, init={"weights": path}).fingerprint() for path, workers in (("/a", 1), ("/b", 8))
+    ]
     assert same[0] == same[1] != Config(optim={"lr": 1.0}).fingerprint()

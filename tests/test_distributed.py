@@ -231,3 +231,20 @@ def test_sigterm_reaches_all_ranks_one_checkpoint_results_and_resuming_ends_the_
     assert again.returncode == 0 and "going on from" in again.stdout
     ends = [last_weights(tmp_path / name, "run") for name in ("whole", "stopped")]
     assert all(ends[0][name].tobytes() == ends[1][name].tobytes() for name in ends[0])
+
+
+def test_two_ranks_start_from_the_same_weights_and_train_their_head_like_one(tmp_path):
+    """Of an earlier run; a large epsilon, see above. Then they go on without it."""
+    assert shell(tmp_path, sys.executable, ROOT / "train.py", *write(tmp_path, "first", epochs=2, dense=1)).returncode == 0
+    words = ["--init.weights", "runs/first", "--init.head", "new", "--optim.train", "head"]
+    two = launch(tmp_path, 2, *write(tmp_path, "two", batch=16, epsilon=1.0e-2), *words)
+    assert two.returncode == 0, two.stdout + two.stderr
+    assert two.stdout.count("starting from runs/first/checkpoints/best.ckpt: 54 arrays loaded, averaged weights, head new") == 1
+    assert shell(tmp_path, sys.executable, ROOT / "train.py", *write(tmp_path, "one", batch=32, epsilon=1.0e-2), *words).returncode == 0
+    start, one, end = read(tmp_path / "runs/first/checkpoints/best.ckpt"), last_weights(tmp_path, "one"), last_weights(tmp_path, "two")
+    frozen = [name.removeprefix("ema.") for name in start if name.startswith("ema.") and not name.startswith("ema.head")]
+    assert len(frozen) == 54 and all(np.array_equal(end[name], start[f"ema.{name}"]) for name in frozen)
+    assert np.abs(end["head.weight"]).max() > 0 and np.allclose(one["head.weight"], end["head.weight"], atol=1e-5)
+    (tmp_path / "runs/first").rename(tmp_path / "gone")
+    again = launch(tmp_path, 2, *write(tmp_path, "two", batch=16, epsilon=1.0e-2), *words, "--resume", "auto")
+    assert again.returncode == 0 and "going on from" in again.stdout, again.stdout + again.stderr

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import zlib
 from pathlib import Path
 from typing import Annotated, Any, Callable, Literal, NoReturn
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from skipvit.data.augment import Augment, Mix
@@ -60,13 +62,44 @@ class ModelConfig(Group):
         return (self.image_size // self.patch) ** 2
 
 
+class InitConfig(Group):
+    """Weights to start from, instead of drawn ones."""
+
+    weights: str | None = None
+    """a run's folder (its best checkpoint, else the newest), a checkpoint (.ckpt) or timm/DeiT weights (.safetensors); null: drawn from the seed"""
+    averaged: bool = True
+    """take a checkpoint's averaged weights, if it has any"""
+    head: Literal["auto", "new"] = "auto"
+    """auto: the head is new if it has other classes, as far as they are known (number; names, of a run), else it comes along; new: it is new"""
+
+
+def _epochs_or_share(value: Any) -> Any:
+    """Epochs as a whole number, or as it is written if it is a share of the run such as 5%."""
+    text = str(value).strip()
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", text) and float(text[:-1]) <= 100:
+        return text
+    if isinstance(value, bool) or not re.fullmatch(r"\d+", text):
+        raise PydanticCustomError("epochs", "input should be a whole number of epochs, or a share of all such as 5%")
+    return int(text)
+
+
+Epochs = Annotated[int | str, BeforeValidator(_epochs_or_share)]
+
+
 class PhasesConfig(Group):
     """When the network trains dense and when routed."""
 
-    dense_warmup_epochs: int = Field(15, ge=0)
-    """epochs trained dense before the routed phase (the paper: 15)"""
-    dense_cooldown_epochs: int = Field(0, ge=0)
-    """epochs trained dense after the routed phase"""
+    dense_warmup_epochs: Epochs = 15
+    """epochs trained dense before the routed phase (the paper: 15), or a share of the run, e.g. 5%, rounded to epochs, at least one"""
+    dense_cooldown_epochs: Epochs = 0
+    """epochs trained dense after the routed phase, or a share of the run"""
+    evaluate: Literal["auto", "dense", "routed"] = "auto"
+    """the forward whose accuracy counts; auto: the one that the last phase trains; dense: for routes that are meant for training only"""
+
+    def of_epochs(self, epochs: int) -> PhasesConfig:
+        """The same with shares of the run as whole epochs."""
+        shares = {key: float(value[:-1]) / 100 for key, value in self.model_dump().items() if str(value).endswith("%")}
+        return self.model_copy(update={key: max(1, round(share * epochs)) if share else 0 for key, share in shares.items()})
 
 
 class DataConfig(Group):
@@ -164,6 +197,10 @@ class OptimConfig(Group):
     """largest global gradient norm; 0 does not clip"""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """share of the target spread over all classes"""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """each layer learns at this times the rate of the one above it, from the head down to the embeddings; 1: all alike"""
+    train: Literal["all", "head"] = "all"
+    """head: all else stays as init.weights has it: no gradients, moments or averages, and no backward through the blocks"""
 
 
 class AmpConfig(Group):
@@ -203,7 +240,7 @@ class CheckpointConfig(Group):
     keep: int = Field(3, gt=0)
     """newest checkpoints kept"""
     best: Literal["auto", "dense", "routed", "dense_ema", "routed_ema"] = "auto"
-    """whose top-1 decides about best.ckpt; auto: of the forward that the last phase trains, averaged weights if there are"""
+    """whose top-1 decides about best.ckpt; auto: of the forward that counts (phases.evaluate), averaged weights if there are"""
 
 
 class LogConfig(Group):
@@ -250,6 +287,8 @@ class Config(BaseSettings):
     """auto: ascend if this MindSpore finds a card, else cpu"""
     model: ModelConfig = ModelConfig()
     """the network"""
+    init: InitConfig = InitConfig()
+    """weights to start from"""
     routes: Annotated[list[Route], NoDecode, BeforeValidator(_routes_from_text)] = []
     """list of routes as YAML, e.g. '[{start: 4, end: 11, keep_ratio: 0.45, scorer: cls_attention, restore: true, fuse: false}]'"""
     routing: Literal["auto", "gather", "matmul"] = "auto"
@@ -273,6 +312,11 @@ class Config(BaseSettings):
     log: LogConfig = LogConfig()
     """what is written down"""
 
+    @model_validator(mode="after")
+    def _count_epochs(self) -> Config:
+        self.phases = self.phases.of_epochs(self.optim.epochs)
+        return self
+
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, **_):
         """Only the file and the command line describe a run; environment variables do not."""
@@ -292,11 +336,15 @@ class Config(BaseSettings):
         """The forward that the last phase trains."""
         return "routed" if self.routes and not self.phases.dense_cooldown_epochs else "dense"
 
+    def main(self) -> Literal["dense", "routed"]:
+        """The forward whose accuracy is the run's main figure."""
+        return self.trained() if self.phases.evaluate == "auto" else self.phases.evaluate
+
     def best(self) -> str:
         """The forward whose top-1 decides about the best checkpoint."""
         if self.checkpoint.best != "auto":
             return self.checkpoint.best
-        return self.trained() + ("_ema" if self.ema.decay else "")
+        return self.main() + ("_ema" if self.ema.decay else "")
 
     def changed_since(self, before: Config) -> list[str]:
         """Keys that differ from another configuration of the same run and would change its result."""
@@ -339,8 +387,11 @@ class Config(BaseSettings):
 
     def fingerprint(self) -> int:
         """A checksum of everything that several machines must have in common."""
-        own = self.data.model_copy(update={"path": None, "workers": 0})
-        return zlib.crc32(to_yaml(self.model_copy(update={"data": own})).encode())
+        own = {
+            "data": self.data.model_copy(update={"path": None, "workers": 0}),
+            "init": self.init.model_copy(update={"weights": None}),  # what is in the file is compared too
+        }
+        return zlib.crc32(to_yaml(self.model_copy(update=own)).encode())
 
 
 def to_yaml(config: Config) -> str:
@@ -367,6 +418,14 @@ class OneLineParser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see --help)")
 
 
+def batch_sizes(text: str) -> list[int]:
+    """The type of an option such as `--batch_sizes 1,4,16`."""
+    sizes = text.split(",")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of batch sizes such as 1,4,16")
+    return [int(size) for size in sizes]
+
+
 def nearest(word: str, known) -> str:
     """`; did you mean X?` if something known is close to word, else nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
@@ -383,25 +442,44 @@ def from_words(
     Raises:
         UsageError: as `read`, and an unknown option or a value of the wrong type.
     """
+    options, check = overriding(parser, words)
+    path = Path(config_of(options))
+    return check(read_yaml(path), str(path)), options
+
+
+def overriding(
+    parser: argparse.ArgumentParser, words: list[str]
+) -> tuple[argparse.Namespace, Callable[[dict[str, Any], str], Config]]:
+    """Parse a command line: the parser's own options, and `checked` with every key of the command line over the values."""
     source = CliSettingsSource(Config, root_parser=parser)
     options = parser.parse_args(words)
-    return read(Path(config_of(options)), source, options), options
+    return options, lambda values, where: checked(values, where, source, options)
 
 
-def read(path: Path, source: CliSettingsSource | None = None, options: argparse.Namespace | None = None) -> Config:
-    """Read a YAML file, lay the command line over it if there is one, and check the whole.
+def read(path: Path) -> Config:
+    """Read a YAML file and check the whole.
 
     Raises:
         UsageError: a missing or malformed file, an unknown key, a value that is not allowed, keys that contradict each other.
     """
-    values = _read_yaml(path)
+    return checked(read_yaml(path), str(path))
+
+
+def checked(
+    values: dict[str, Any], where: str, source: CliSettingsSource | None = None, options: argparse.Namespace | None = None
+) -> Config:
+    """A run of these values, with the command line over them if there is one.
+
+    Raises:
+        UsageError: as `read`, but for the file; the line begins with `where`.
+    """
     try:
         if source is None:
             config = Config(**values)
         else:
             config = CliApp.run(Config, cli_args=options, cli_settings_source=source, **values)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_first_problem(error)}") from None
+        raise UsageError(f"{where}: {first_problem(error)}") from None
     except SettingsError:
         raise UsageError("a group such as --model takes no value of its own; set single keys, e.g. --model.depth 6") from None
     except yaml.YAMLError:
@@ -409,13 +487,34 @@ def read(path: Path, source: CliSettingsSource | None = None, options: argparse.
     try:
         _check_together(config)
     except ValueError as error:
-        raise UsageError(f"{path}: {error}") from None
+        raise UsageError(f"{where}: {error}") from None
     return config
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+class _NoKeyTwice(yaml.SafeLoader):
+    """Of a key that is written twice YAML libraries silently take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, about: str = "a config is a mapping of keys such as model, routes, data and optim") -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        about: what to say where it is none.
+
+    Raises:
+        UsageError: a missing or malformed file, a key that is there twice.
+    """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)
     except FileNotFoundError:
         others = [str(p) for p in path.parent.glob("*.yaml")]
         raise UsageError(f"{path}: no such config file" + nearest(str(path), others)) from None
@@ -426,17 +525,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise UsageError(f"{path}: {where}not valid YAML ({getattr(error, 'problem', None) or 'malformed'})") from None
     if not isinstance(values or {}, dict) or not all(isinstance(key, str) for key in values or {}):
-        raise UsageError(f"{path}: a config is a mapping of keys such as model, routes, data and optim")
+        raise UsageError(f"{path}: {about}")
     return values or {}
 
 
-def _first_problem(error: ValidationError) -> str:
-    """The first thing that a config gets wrong: its key, what is allowed, what was given; one line."""
+def first_problem(error: ValidationError, model: type[BaseModel] = Config) -> str:
+    """The first thing that a config, or another model, gets wrong: its key, what is allowed, what was given; one line."""
     problem = error.errors(include_url=False)[0]
     # Positions in unions and the like are strings of the library's own; keys and list positions are the config's.
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{key} is not a key" + nearest(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]))
+        return f"{key} is not a key" + nearest(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1], model))
     if problem["type"] in ("missing", "missing_argument"):
         return f"{key} is missing"
     given = repr(problem["input"])
@@ -444,13 +543,13 @@ def _first_problem(error: ValidationError) -> str:
     return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {given}".replace("\n", " ")
 
 
-def _known_keys(location: tuple) -> list[str]:
+def _known_keys(location: tuple, model: type[BaseModel]) -> list[str]:
     """Keys that exist at a location such as (), ("optim",) or ("routes", 0)."""
     if not location:
-        return list(Config.model_fields)
+        return list(model.model_fields)
     if location[0] == "routes":
         return list(Route.__dataclass_fields__)
-    field = Config.model_fields.get(str(location[0]))
+    field = model.model_fields.get(str(location[0]))
     return list(field.annotation.model_fields) if field and hasattr(field.annotation, "model_fields") else []
 
 
@@ -470,12 +569,16 @@ def _check_together(config: Config) -> None:
         )
     if optim.warmup_epochs > optim.epochs:
         raise ValueError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
+    if optim.train == "head" and not config.init.weights:
+        raise ValueError("optim.train: head leaves nothing but a head on random blocks to train; name the blocks' weights in init.weights")
     if optim.min_lr > optim.lr:
         raise ValueError(f"optim.min_lr: {optim.min_lr} is larger than optim.lr {optim.lr}")
     if data.kind != "shapes" and not data.path:
         raise ValueError(f"data.path: {data.kind} needs the folder that holds it")
     if data.kind.startswith("cifar") and model.num_classes != int(data.kind[5:]):
         raise ValueError(f"model.num_classes: {data.kind} has {data.kind[5:]} classes, not {model.num_classes}")
+    if config.phases.evaluate == "routed" and not config.routes:
+        raise ValueError("phases.evaluate: there is no routed forward without routes; use auto or dense")
     if config.checkpoint.best.startswith("routed") and not config.routes:
         raise ValueError("checkpoint.best: there is no routed forward without routes; use auto or dense")
     if config.checkpoint.best.endswith("_ema") and not config.ema.decay:

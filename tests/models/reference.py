@@ -39,6 +39,7 @@ class Trace:
         kept: per route, positions in the picture of the kept patch tokens, ascending.
         rankings: per route, what the entering patch tokens were sorted by.
         scores: per route, the weights of the fused token before normalisation (also where nothing is fused).
+        cls_attention: of the last block, what [CLS] pays each token of its sequence, itself included, mean over heads.
         margins: per route, how far the last kept token is ahead of the first bypassed one, as a share of the largest.
     """
 
@@ -46,6 +47,7 @@ class Trace:
     embed: np.ndarray
     blocks: list[np.ndarray]
     norm: np.ndarray
+    cls_attention: np.ndarray
     kept: list[np.ndarray]
     rankings: list[np.ndarray]
     scores: list[np.ndarray]
@@ -61,6 +63,7 @@ class _Sample:
     scores: list = field(default_factory=list)
     margins: list = field(default_factory=list)
     norm: np.ndarray | None = None
+    cls_attention: np.ndarray | None = None
     logits: np.ndarray | None = None
 
 
@@ -87,7 +90,7 @@ def forward(
     samples = []
     for b in range(len(images)):
         fixed = None if scores is None else [score[b] for score in scores]
-        samples.append(_one(net, images[b], noise[b], depth, patch, routes, drop_path if training else 0.0, fixed))
+        samples.append(_one(net, images[b], noise[b], depth, patch, routes, drop_path if training else 0.0, training, fixed))
 
     def over_batch(name):
         return [np.stack(column) for column in zip(*(getattr(s, name) for s in samples))]
@@ -96,11 +99,12 @@ def forward(
         logits=np.stack([s.logits for s in samples]),
         embed=np.stack([s.embed for s in samples]),
         norm=np.stack([s.norm for s in samples]),
+        cls_attention=np.stack([s.cls_attention for s in samples]),
         **{name: over_batch(name) for name in ("blocks", "kept", "rankings", "scores", "margins")},
     )
 
 
-def _one(net, picture, noise, depth, patch, routes, drop_path, fixed) -> _Sample:
+def _one(net, picture, noise, depth, patch, routes, drop_path, training, fixed) -> _Sample:
     out = _Sample()
     noise = np.asarray(noise, np.float64)
     active = net.embed(picture, patch)  # tokens that the next block will see
@@ -109,15 +113,11 @@ def _one(net, picture, noise, depth, patch, routes, drop_path, fixed) -> _Sample
     unread = 2 * depth  # first column of the noise that nobody has used
     given: list[Token] = []  # what the block before this one was given, as the next scorer is to see it
 
-    for i in range(depth):
+    def part(at, i):
+        """Before or within block i, whose attention (or that of the block before) was given the tokens `given`."""
+        nonlocal active, parked, unread
         for r, route in enumerate(routes):
-            if route.end == i and route.restore:
-                mine = FUSED + r
-                active = in_order([t for t in active if t.position != mine] + parked)
-                given = in_order([t for t in given if t.position != mine] + parked)
-                parked = []
-        for r, route in enumerate(routes):
-            if route.start != i:
+            if (route.start, route.at) != (i, at):
                 continue
             patches = [t for t in active if t.is_patch]
             if fixed is not None:
@@ -125,10 +125,20 @@ def _one(net, picture, noise, depth, patch, routes, drop_path, fixed) -> _Sample
             elif route.scorer in ("random", "grid"):
                 score = np.ones(len(patches))
             else:
-                score = net.attention_of_cls(i - 1, given, times_value=route.scorer == "cls_attention_value")
-            if route.scorer == "random":
-                ranking = noise[unread : unread + len(patches)]
+                read = i - 1 if at == "block" else i
+                row = net.attention_of_cls(read, given, times_value=route.scorer == "cls_attention_value")
+                score = np.array([a for a, t in zip(row, given) if t.is_patch])
+            if route.scorer in ("random", "sampled_cls_attention", "mixed_cls_attention"):
+                uniform = noise[unread : unread + len(patches)]
                 unread += len(patches)
+            if route.scorer == "random":
+                ranking = uniform
+            elif route.scorer == "sampled_cls_attention" and training:
+                gumbel = -np.log(-np.log(uniform))
+                ranking = np.log(score) + route.temperature * gumbel
+            elif route.scorer == "mixed_cls_attention":
+                ranking = uniform if training and noise[unread] < route.random_share else score
+                unread += 1
             elif route.scorer == "grid":
                 ranking = grid(len(patches), how_many(route.keep_ratio, len(patches))).astype(float)
             else:
@@ -147,13 +157,27 @@ def _one(net, picture, noise, depth, patch, routes, drop_path, fixed) -> _Sample
             out.rankings.append(ranking)
             out.scores.append(score)
             out.margins.append(_margin(ranking, best, count))
+
+    for i in range(depth):
+        for r, route in enumerate(routes):
+            if route.end == i and route.restore:
+                mine = FUSED + r
+                active = in_order([t for t in active if t.position != mine] + parked)
+                # With `at: mlp` a block's attention has seen the tokens that its MLP has not.
+                seen = {t.position for t in given}
+                given = in_order([t for t in given if t.position != mine] + [t for t in parked if t.position not in seen])
+                parked = []
+        part("block", i)
         given = list(active)
         drop = drop_path * i / (depth - 1)
-        active = net.block(i, active, [_branch_scale(noise[2 * i + half], drop) for half in (0, 1)])
+        active = net.attend(i, active, _branch_scale(noise[2 * i], drop))
+        part("mlp", i)
+        active = net.feed(i, active, _branch_scale(noise[2 * i + 1], drop))
         out.blocks.append(_matrix(active))
 
     normed = [net.layer_norm("norm", t.value) for t in active]
     out.norm = np.stack(normed)
+    out.cls_attention = net.attention_of_cls(depth - 1, given, times_value=False)
     out.logits = net.dense("head", normed[0])
     return out
 
@@ -195,24 +219,25 @@ class _Network:
         return np.split(self.dense(f"blocks.{block}.attn.{what}", normed), self.heads, axis=1)
 
     def attention_of_cls(self, block, tokens, times_value):
-        """Score of each patch token among `tokens`, the input of `block`: the attention [CLS] pays it there."""
+        """The attention that [CLS] pays each of `tokens`, the input of `block`, there: mean over heads."""
         per_head = []
         for q, k, v in zip(*(self.heads_of(what, block, tokens) for what in "qkv")):
             row = _softmax(k @ q[0] / math.sqrt(q.shape[1]))
             per_head.append(row * np.linalg.norm(v, axis=1) if times_value else row)
-        mean = sum(per_head) / self.heads
-        return np.array([m for m, t in zip(mean, tokens) if t.is_patch])
+        return sum(per_head) / self.heads
 
-    def block(self, i, tokens, scale):
+    def attend(self, i, tokens, scale):
         mixed = []
         for q, k, v in zip(*(self.heads_of(what, i, tokens) for what in "qkv")):
             mixed.append(np.stack([_softmax(k @ query / math.sqrt(q.shape[1])) @ v for query in q]))
         attended = self.dense(f"blocks.{i}.attn.proj", np.concatenate(mixed, axis=1))
+        return [Token(token.position, token.value + scale * y) for token, y in zip(tokens, attended)]
+
+    def feed(self, i, tokens, scale):
         result = []
-        for token, y in zip(tokens, attended):
-            x = token.value + scale[0] * y
-            hidden = self.gelu(self.dense(f"blocks.{i}.mlp.fc1", self.layer_norm(f"blocks.{i}.norm2", x)))
-            result.append(Token(token.position, x + scale[1] * self.dense(f"blocks.{i}.mlp.fc2", hidden)))
+        for token in tokens:
+            hidden = self.gelu(self.dense(f"blocks.{i}.mlp.fc1", self.layer_norm(f"blocks.{i}.norm2", token.value)))
+            result.append(Token(token.position, token.value + scale * self.dense(f"blocks.{i}.mlp.fc2", hidden)))
         return result
 
 
@@ -259,3 +284,33 @@ def _margin(ranking, best, count):
 
 def _matrix(tokens):
     return np.stack([t.value for t in tokens])
+
+
+def timm_shapes(width: int, depth: int, patch: int, grid: int, classes: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes as timm's VisionTransformer has them, written out."""
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + grid * grid, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "head.weight": (classes, width),
+        "head.bias": (classes,),
+    }
+    for i in range(depth):
+        shapes |= {
+            f"blocks.{i}.norm1.weight": (width,),
+            f"blocks.{i}.norm1.bias": (width,),
+            f"blocks.{i}.attn.qkv.weight": (3 * width, width),
+            f"blocks.{i}.attn.qkv.bias": (3 * width,),
+            f"blocks.{i}.attn.proj.weight": (width, width),
+            f"blocks.{i}.attn.proj.bias": (width,),
+            f"blocks.{i}.norm2.weight": (width,),
+            f"blocks.{i}.norm2.bias": (width,),
+            f"blocks.{i}.mlp.fc1.weight": (4 * width, width),
+            f"blocks.{i}.mlp.fc1.bias": (4 * width,),
+            f"blocks.{i}.mlp.fc2.weight": (width, 4 * width),
+            f"blocks.{i}.mlp.fc2.bias": (width,),
+        }
+    return shapes

@@ -8,7 +8,8 @@ import pytest
 from mindspore import Tensor, nn
 from reference import grid, stable_best
 
-from skipvit.models.routing import Route, Router, Span, cls_attention, grid_mask, resolve
+from skipvit.models.routing import Route, Router, Span, grid_mask, resolve
+from skipvit.models.scorers import SCORERS, cls_row
 from skipvit.models.sizes import Size
 from skipvit.models.vit import ViT
 
@@ -44,6 +45,14 @@ REFUSED = {
     "inverse_cls_attention at block 0": ([Route(0, 3, scorer="inverse_cls_attention")], "routes.0.scorer"),
     "unknown scorer": ([Route(1, 3, scorer="magic")], "routes.0.scorer"),
     "unknown scorer of the second": ([Route(1, 3), Route(3, 4, scorer="magic")], "routes.1.scorer"),
+    "sampled_cls_attention at block 0": ([Route(0, 3, scorer="sampled_cls_attention")], "routes.0.scorer"),
+    "no such place in a block": ([Route(1, 3, at="attention")], "routes.0.at"),
+    "no attention to the rest alone": ([Route(1, 2, at="mlp", restore=False), Route(2, 3)], "routes.1.at"),
+    "temperature below zero": ([Route(1, 3, scorer="sampled_cls_attention", temperature=-0.1)], "routes.0.temperature"),
+    "temperature without end": ([Route(1, 3, scorer="sampled_cls_attention", temperature=math.inf)], "routes.0.temperature"),
+    "temperature of another scorer": ([Route(1, 3, temperature=1.0)], "routes.0.temperature"),
+    "random share above one": ([Route(1, 3, scorer="mixed_cls_attention", random_share=1.1)], "routes.0.random_share"),
+    "random share of another scorer": ([Route(1, 3, scorer="random", random_share=0.5)], "routes.0.random_share"),
     "keep nothing": ([Route(1, 3, keep_ratio=0.0)], "routes.0.keep_ratio"),
     "keep less than nothing": ([Route(1, 3, keep_ratio=-0.5)], "routes.0.keep_ratio"),
     "keep more than all": ([Route(1, 3, keep_ratio=1.01)], "routes.0.keep_ratio"),
@@ -75,6 +84,11 @@ ACCEPTED = {
     "to the last block for good": [Route(1, 6, restore=False)],
     "random from block 0": [Route(0, 5, scorer="random")],
     "grid from block 0": [Route(0, 5, scorer="grid")],
+    "cls_attention within block 0": [Route(0, 3, at="mlp")],
+    "at the MLP, back, then before the next block": [Route(1, 2, at="mlp"), Route(2, 3)],
+    "at the MLP for good, then at the next": [Route(1, 2, at="mlp", restore=False), Route(2, 3, at="mlp")],
+    "at the MLP for good, then at random": [Route(1, 2, at="mlp", restore=False), Route(2, 3, scorer="random")],
+    "two blocks from the MLP on for good": [Route(1, 3, at="mlp", restore=False), Route(3, 4)],
     "one after the other": [Route(1, 2), Route(2, 3), Route(3, 4)],
     "with a gap": [Route(1, 2), Route(4, 5)],
 }
@@ -386,11 +400,10 @@ def test_no_gradient_reaches_the_fused_token_where_it_is_dropped(return_gradient
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Scorers: Router.score, cls_attention
+# Scorers: Router.score, cls_row
 # ---------------------------------------------------------------------------------------------------------------------
 
 BATCH, HEADS, HEAD_WIDTH, OFFSET = 3, 2, 8, 4
-SCORERS = ("cls_attention", "cls_attention_value", "inverse_cls_attention", "random", "grid")
 
 
 class Scores(nn.Cell):
@@ -406,7 +419,7 @@ class Scores(nn.Cell):
         results = ()
         for router in self.routers:
             results = results + (router.score(q, k, v, noise),)
-        return results, cls_attention(q, k)
+        return results, cls_row(q, k)
 
 
 @pytest.fixture(scope="module")
@@ -465,6 +478,82 @@ def test_grid_ranks_the_evenly_spaced_first(scores):
     ranking = scores[1]["grid"][0]
     for row in ranking:
         assert np.array_equal(stable_best(row, STAY), np.flatnonzero(grid(PATCHES, STAY)))
+
+
+@pytest.mark.parametrize("scorer", ["sampled_cls_attention", "mixed_cls_attention"])
+def test_outside_training_the_scorers_that_draw_rank_by_attention_bit_for_bit(scores, scorer):
+    for drawn, plain in zip(scores[1][scorer], scores[1]["cls_attention"]):
+        assert np.array_equal(bits(drawn), bits(plain))
+
+
+DRAWS = 20_000
+DRAWN = [("sampled_cls_attention", {"temperature": t}) for t in (0.0, 0.5, 1.0, 1000.0)] + [
+    ("mixed_cls_attention", {"random_share": share}) for share in (0.0, 0.25, 1.0)
+]
+
+
+class Draws(nn.Cell):
+    """(ranking, weights) of the scorers that draw, in training; their noise is the last columns."""
+
+    def __init__(self):
+        super().__init__()
+        spans = [Span(1, 2, PATCHES, STAY, OLD, scorer, True, False, **knob) for scorer, knob in DRAWN]
+        self.routers = nn.CellList([Router(span, "gather", OFFSET) for span in spans])
+
+    def construct(self, q, k, v, noise):
+        results = ()
+        for router in self.routers:
+            results = results + (router.score(q, k, v, noise),)
+        return results
+
+
+@pytest.fixture(scope="module")
+def draws():
+    """Attention of one picture (PATCHES,), noise of many steps, {(scorer, knob): (ranking, weights) of every step}."""
+    rng = np.random.default_rng(3)
+    q, k, v = (np.repeat(rng.normal(size=(1, HEADS, 1 + PATCHES + OLD, HEAD_WIDTH)), DRAWS, 0).astype(np.float32) for _ in "qkv")
+    noise = rng.random((DRAWS, OFFSET + PATCHES + 1), np.float32)
+    noise[0, OFFSET] = 0.0  # its logarithm must not spoil the ranking
+    results = Draws().set_train()(*(Tensor(value) for value in (q, k, v, noise)))
+    results = {(scorer, *knob.values()): [r.asnumpy() for r in result] for (scorer, knob), result in zip(DRAWN, results)}
+    return results["sampled_cls_attention", 0.0][1][0], noise[:, OFFSET:], results
+
+
+def test_sampling_at_temperature_0_is_the_attention(draws):
+    attention, _, results = draws
+    assert np.array_equal(results["sampled_cls_attention", 0.0][0], np.tile(attention, (DRAWS, 1)))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1000.0])
+def test_the_first_token_is_sampled_in_proportion_to_attention_to_the_inverse_temperature(draws, temperature):
+    """Within five standard deviations of the binomial distribution."""
+    attention, _, results = draws
+    ranking = results["sampled_cls_attention", temperature][0]
+    assert np.isfinite(ranking).all()
+    chances = attention.astype(float) ** (1 / temperature)
+    chances /= chances.sum()
+    counts = np.bincount(ranking.argmax(1), minlength=PATCHES)
+    assert (np.abs(counts - DRAWS * chances) < 5 * np.sqrt(DRAWS * chances * (1 - chances)) + 1).all()
+
+
+def test_the_second_token_is_sampled_from_the_others(draws):
+    """Without replacement: P(i, then j) = p_i p_j / (1 - p_i)."""
+    attention, _, results = draws
+    chances = attention.astype(float) / attention.sum()
+    first, second = np.argsort(-results["sampled_cls_attention", 1.0][0], axis=1)[:, :2].T
+    pairs = np.outer(chances / (1 - chances), chances) * (1 - np.eye(PATCHES))
+    counts = np.bincount(first * PATCHES + second, minlength=PATCHES**2).reshape(PATCHES, PATCHES)
+    assert (np.abs(counts - DRAWS * pairs) < 5 * np.sqrt(DRAWS * pairs) + 1).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_mixing_ranks_the_drawn_pictures_by_noise_and_the_others_by_attention(draws, share):
+    attention, noise, results = draws
+    ranking = results["mixed_cls_attention", share][0]
+    at_random = noise[:, PATCHES] < share
+    assert abs(at_random.mean() - share) < 0.02
+    assert np.array_equal(ranking[at_random], noise[at_random, :PATCHES])
+    assert np.array_equal(ranking[~at_random], np.tile(attention, (DRAWS, 1))[~at_random])
 
 
 @pytest.mark.parametrize("scorer", ["cls_attention", "cls_attention_value"])

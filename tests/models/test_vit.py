@@ -50,17 +50,22 @@ ROUTED = {
     "grid": Case([Route(0, 3, 0.4, "grid")]),
     "inverse_cls_attention, fuse": Case([Route(1, 3, 0.5, "inverse_cls_attention", fuse=True)]),
     "cls_attention_value, fuse, gone": Case([Route(2, 5, 0.5, "cls_attention_value", fuse=True, **GONE)], uint8=True),
-    "EViT": Case(
-        [Route(1, 2, 0.7, fuse=True, **GONE), Route(3, 4, 0.7, fuse=True, **GONE), Route(4, 5, 0.7, fuse=True, **GONE)]
-    ),
+    "EViT": Case([Route(b, b + 1, 0.7, fuse=True, at="mlp", **GONE) for b in (1, 2, 4)]),
     "PatchDropout": Case([Route(0, 5, 0.5, "random", **GONE)], training=True, drop_path=0.5),
     "random-LTD": Case([Route(b, b + 1, 0.5, "random") for b in (1, 2, 3)], training=True, drop_path=0.5),
     "IdleViT": Case([Route(b, b + 1, 0.5) for b in (1, 2, 3)]),
+    "sampled, then mixed": Case(
+        [
+            Route(1, 2, 0.5, "sampled_cls_attention", temperature=0.7),
+            Route(2, 4, 0.6, "mixed_cls_attention", fuse=True, random_share=0.4),
+        ],
+        training=True,
+    ),
     "adjacent after two blocks": Case([Route(1, 3, 0.45, fuse=True), Route(3, 4, 0.6, "cls_attention_value")]),
     "gone, back, back, gone": Case(
         [
-            Route(1, 2, 0.75, fuse=True, **GONE),
-            Route(2, 3, 0.6, "cls_attention_value", fuse=True),
+            Route(0, 2, 0.75, fuse=True, at="mlp", **GONE),
+            Route(2, 3, 0.6, "cls_attention_value", fuse=True, at="mlp"),
             Route(3, 4, 0.5, "inverse_cls_attention"),
             Route(4, 5, 0.5, "random", fuse=True, **GONE),
         ],
@@ -244,6 +249,7 @@ def test_every_token_after_every_block_equals_the_reference(run_of, name, formul
     for i, expected in enumerate(run.expected.blocks):
         assert_close(run.activations[f"blocks.{i}"], expected, f"blocks.{i}")
     assert_close(run.activations["norm"], run.expected.norm, "norm")
+    assert_close(run.activations["cls_attention"], run.expected.cls_attention, "cls_attention")
 
 
 @pytest.mark.parametrize("name, formulation", ROUTED_RUNS)

@@ -9,6 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+import reference
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -22,33 +23,7 @@ WIDTH, DEPTH, HEADS, PATCH, GRID, CLASSES = 32, 2, 4, 4, 3, 10
 
 
 def timm_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes as timm's VisionTransformer has them, written out."""
-    shapes = {
-        "cls_token": (1, 1, WIDTH),
-        "pos_embed": (1, 1 + GRID * GRID, WIDTH),
-        "patch_embed.proj.weight": (WIDTH, 3, PATCH, PATCH),
-        "patch_embed.proj.bias": (WIDTH,),
-        "norm.weight": (WIDTH,),
-        "norm.bias": (WIDTH,),
-        "head.weight": (CLASSES, WIDTH),
-        "head.bias": (CLASSES,),
-    }
-    for i in range(DEPTH):
-        shapes |= {
-            f"blocks.{i}.norm1.weight": (WIDTH,),
-            f"blocks.{i}.norm1.bias": (WIDTH,),
-            f"blocks.{i}.attn.qkv.weight": (3 * WIDTH, WIDTH),
-            f"blocks.{i}.attn.qkv.bias": (3 * WIDTH,),
-            f"blocks.{i}.attn.proj.weight": (WIDTH, WIDTH),
-            f"blocks.{i}.attn.proj.bias": (WIDTH,),
-            f"blocks.{i}.norm2.weight": (WIDTH,),
-            f"blocks.{i}.norm2.bias": (WIDTH,),
-            f"blocks.{i}.mlp.fc1.weight": (4 * WIDTH, WIDTH),
-            f"blocks.{i}.mlp.fc1.bias": (4 * WIDTH,),
-            f"blocks.{i}.mlp.fc2.weight": (WIDTH, 4 * WIDTH),
-            f"blocks.{i}.mlp.fc2.bias": (WIDTH,),
-        }
-    return shapes
+    return reference.timm_shapes(WIDTH, DEPTH, PATCH, GRID, CLASSES)
 
 
 def weights(seed: int = 0) -> dict[str, np.ndarray]:

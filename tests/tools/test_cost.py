@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from skipvit import config as configuration
-from skipvit.analysis.macs import forward_macs, training_macs
+from skipvit.analysis.macs import Sequence, forward_macs, training_macs
 from skipvit.analysis.memory import block_activations, state
+from skipvit.analysis.operators import operators
 from skipvit.cli import run
 from skipvit.config import Config
 from skipvit.models.sizes import Size
-from skipvit.tools.audit import audit
+from skipvit.tools.audit import audit, export, steps
 from skipvit.tools.cost import as_text, cost_of, tokens_figure
 
 MODEL = {"size": "tiny", "width": 16, "depth": 5, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10}
@@ -38,6 +39,18 @@ def products(audited) -> int:
             c = operator.output.tensors[0][1]
             total += round(sqrt(prod(a) * prod(b) * prod(c) / prod(c[:-2])))
     return total
+
+
+def test_a_frozen_network_has_no_backward():
+    """But for the gradient of the head's weight: one product."""
+    optim = {"epochs": 10, "train": "head"}
+    config = Config(**TINY | {"optim": optim, "init": {"weights": "any.ckpt"}, "phases": {"dense_warmup_epochs": 0}}, routing="gather")
+    cost = cost_of(config)
+    routed = cost.forwards["routed"]
+    graph = operators(export(*steps(config, cards=1)["train routed"]()))
+    assert products([(operator, None) for operator in graph]) == 4 * routed.training_macs == 4 * (routed.macs + 16 * 10)
+    assert cost.state == {"weights": 4 * cost.parameters, "gradients": 4 * 170, "moments": 8 * 170}
+    assert routed.activations == 0 and "no activations kept" in as_text(config, cost)
 
 
 @pytest.mark.parametrize("formulation", ["gather", "matmul"])
@@ -82,10 +95,10 @@ def test_memory_is_that_of_a_count_by_hand():
     """Korthikanti et al. (arXiv 2205.05198): a float16 layer keeps 34 N d + 5 h N^2 bytes with dropout and float16 norms; without
     its dropout masks (2 N d + h N^2) and dropped maps (2 h N^2) 32 N d + 2 h N^2."""
     size, n = Size(384, 12, 6), 197
-    ours = block_activations(n, size, compute=2)
+    ours = block_activations(Sequence(n, n), size, compute=2)
     norms, maps = 2 * 2 * n * 384, 4 * 6 * n**2  # float32 instead of float16: norms' inputs, softmax
     assert ours == 32 * n * 384 + 2 * 6 * n**2 + norms + maps
-    assert state(1000, ema=True, accumulate=True) == {
+    assert state(1000, 1000, ema=True, accumulate=True) == {
         "weights": 4000, "gradients": 4000, "moments": 8000, "averaged weights": 8000, "accumulated gradients": 4000
     }  # fmt: skip
 

@@ -5,30 +5,41 @@ Counted are matrix products; norms, softmax, GELU and the gathering and scatteri
 
 from __future__ import annotations
 
-from skipvit.models.routing import ATTENTION_SCORERS, Span
+from dataclasses import dataclass
+
+from skipvit.models.routing import Span
+from skipvit.models.scorers import SCORERS
 from skipvit.models.sizes import Size
 
 
-def sequences(depth: int, tokens: int, spans: tuple[Span, ...] = ()) -> tuple[int, ...]:
-    """Tokens that each block sees, [CLS] and fused ones included."""
-    result = [1 + tokens] * depth
+@dataclass(frozen=True)
+class Sequence:
+    """Tokens that a block sees, [CLS] and fused ones included: they differ where a route starts at its MLP."""
+
+    attention: int
+    mlp: int
+
+
+def sequences(depth: int, tokens: int, spans: tuple[Span, ...] = ()) -> tuple[Sequence, ...]:
+    """The tokens of each block."""
+    attention, mlp = [1 + tokens] * depth, [1 + tokens] * depth
     for span in spans:
-        result[span.start : span.end] = [span.sequence] * (span.end - span.start)
-        if not span.restore:
-            result[span.end :] = [span.sequence] * (depth - span.end)
-    return tuple(result)
+        for part, first in ((attention, span.first_block), (mlp, span.start)):
+            end = span.end if span.restore else depth
+            part[first:end] = [span.sequence] * (end - first)
+    return tuple(Sequence(*both) for both in zip(attention, mlp))
 
 
-def block_parts(sequence: int, width: int) -> dict[str, int]:
-    """One block on `sequence` tokens: q, k, v and output projection 4 N d^2, attention 2 N^2 d, MLP 8 N d^2."""
+def block_parts(sequence: Sequence, width: int) -> dict[str, int]:
+    """One block on N tokens: q, k, v and output projection 4 N d^2, attention 2 N^2 d, MLP 8 N d^2."""
     return {
-        "attention projections": 4 * sequence * width**2,
-        "attention": 2 * sequence**2 * width,
-        "MLP": 8 * sequence * width**2,
+        "attention projections": 4 * sequence.attention * width**2,
+        "attention": 2 * sequence.attention**2 * width,
+        "MLP": 8 * sequence.mlp * width**2,
     }
 
 
-def block_macs(sequence: int, width: int) -> int:
+def block_macs(sequence: Sequence, width: int) -> int:
     return sum(block_parts(sequence, width).values())
 
 
@@ -65,13 +76,22 @@ def forward_macs(
 
 
 def training_macs(
-    size: Size, patch: int, tokens: int, classes: int, spans: tuple[Span, ...] = (), formulation: str = "gather"
+    size: Size,
+    patch: int,
+    tokens: int,
+    classes: int,
+    spans: tuple[Span, ...] = (),
+    formulation: str = "gather",
+    head_only: bool = False,
 ) -> int:
     """Multiply-accumulates of one picture's forward and backward.
 
-    The backward of a product is two, one for each factor; the pictures need no gradient, nor do scores and selections.
+    The backward of a product is two, one for each factor; the pictures need no gradient, nor do scores and selections. Where
+    the head alone is trained, there is no other product than that of its weight's gradient.
     """
     parts = forward_parts(size, patch, tokens, classes, spans, formulation)
+    if head_only:
+        return sum(parts.values()) + parts["head"]
     times = {"patch embedding": 2, "scorers": 1, "fused tokens": 2, "moving tokens": 2}
     return sum(times.get(name, 3) * macs for name, macs in parts.items())
 
@@ -84,11 +104,13 @@ def _entering(span: Span) -> int:
 def _scorer_macs(span: Span, before: Span | None, width: int, moves: bool) -> int:
     """The [CLS] row; and where a route follows another at once, keys (and values, if read) of the tokens that bypassed the block before,
     which come back for it."""
-    if span.scorer not in ATTENTION_SCORERS:
+    scorer = SCORERS[span.scorer]
+    if not scorer.attention:
         return 0
     macs = _entering(span) * width
-    if before is not None and before.restore and before.end == span.start:
-        macs += _entering(span) * width**2 * (2 if span.scorer == "cls_attention_value" else 1)
+    follows = before is not None and before.end == span.start and before.first_block < before.end
+    if follows and before.restore and span.reads_before:
+        macs += _entering(span) * width**2 * (2 if scorer.values else 1)
         macs += _move_macs(before, width) if moves else 0
     return macs
 

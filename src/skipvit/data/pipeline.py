@@ -87,6 +87,11 @@ def fingerprint(source: Source) -> int:
     return zlib.crc32(source.labels.tobytes(), zlib.crc32("\0".join(source.classes).encode("utf-8", "surrogateescape")))
 
 
+def printable(name: str) -> str:
+    """A file's name for a line of text: without line breaks and bytes that are no UTF-8."""
+    return name if name.isprintable() else ascii(name)
+
+
 @dataclass(frozen=True)
 class Shard:
     """The part of every epoch that one of `count` cards sees."""
@@ -158,7 +163,7 @@ class Broken:
 
     def add(self, name: str, reason: str) -> None:
         """Raises RunError if there are too many now."""
-        name = name if name.isprintable() else ascii(name)  # neither a line break nor bytes that are no UTF-8
+        name = printable(name)
         with self.lock:
             if name not in self.names:
                 self._read()  # other cards may have listed it

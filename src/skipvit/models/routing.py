@@ -3,23 +3,25 @@
 A route sends some patch tokens around a span of blocks. A scorer ranks the tokens, the best `keep_ratio` of them
 run through the span, the others keep the values they had and return, each in its original place, where it ends.
 
-Sources: SkipViT (arXiv 2401.15293) for the bypass and the [CLS] attention score; EViT (2202.07800) for the fused token;
-ATS (2111.15667) for attention x value norm; TREAD (2501.04765) and random-LTD (2211.11586) for random routes.
+Sources: SkipViT (arXiv 2401.15293) for the bypass; EViT (2202.07800) for the fused token; TREAD (2501.04765) and random-LTD
+(2211.11586) for random routes. Who ranks the tokens: `models.scorers`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-Scorer = Literal["cls_attention", "cls_attention_value", "random", "inverse_cls_attention", "grid"]
+from skipvit.models.scorers import SCORERS
+
 Formulation = Literal["gather", "matmul"]
-SCORERS: tuple[str, ...] = get_args(Scorer)
-ATTENTION_SCORERS = ("cls_attention", "cls_attention_value", "inverse_cls_attention")
+
+# Keys that only one scorer reads, and their largest value.
+KNOBS = {"temperature": ("sampled_cls_attention", 1000), "random_share": ("mixed_cls_attention", 1)}
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,16 @@ class Route:
         start: first block (0-based) that sees only the kept tokens.
         end: first block that sees every token again; the depth if nothing returns.
         keep_ratio: share of the patch tokens kept, in (0, 1]; [CLS] is always kept.
-        scorer: who ranks the tokens. `cls_attention`: the [CLS] row of block `start - 1`'s attention, mean over heads;
-            `cls_attention_value`: that row times the norm of each value vector; `inverse_cls_attention`: keeps the least
-            attended; `random`: a fresh draw each step; `grid`: evenly spaced positions.
+        scorer: who ranks the tokens: `cls_attention`, the [CLS] row of block `start - 1`'s attention, mean over heads, or
+            another of `models.scorers`.
         restore: the bypassed tokens return at `end`, unchanged and in their original places.
         fuse: one extra token, the score-weighted mean of the bypassed ones, runs through the span. It is dropped
-            where the tokens return; without `restore` it stays, always kept. `inverse_cls_attention` weighs it by the
+            where the tokens return; without `restore` it stays, always kept. The scorers of attention weigh it by the
             attention itself, `random` and `grid`, which have no notion of importance, equally.
+        temperature: of `sampled_cls_attention`, from 0, which ranks by attention, up, towards random; 1 if not given.
+        random_share: of `mixed_cls_attention`, share of the pictures that are routed at random; 0.5 if not given.
+        at: where in block `start` the tokens part. `block`: before it. `mlp`: between its attention, which all tokens take part in and
+            whose [CLS] row then scores them, and its MLP, as in EViT.
     """
 
     # Read by the configuration library: a key that is not a field is an error.
@@ -45,9 +50,12 @@ class Route:
     start: int
     end: int
     keep_ratio: float = 0.45
-    scorer: Scorer = "cls_attention"
+    scorer: str = "cls_attention"
     restore: bool = True
     fuse: bool = False
+    temperature: float | None = None
+    random_share: float | None = None
+    at: Literal["block", "mlp"] = "block"
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class Span:
     """A route resolved into the integers that the graph is built from.
 
     Attributes:
-        start, end: the blocks [start, end) that run on the kept tokens.
+        start, end: the blocks [start, end) that run on the kept tokens; of block `start` only the MLP if `at` is `mlp`.
         tokens: patch tokens that enter, before the selection.
         kept: patch tokens that run through the span: round(keep_ratio * tokens), at least 1.
         extras: fused tokens of earlier routes that are still in the sequence; always kept.
@@ -69,6 +77,19 @@ class Span:
     scorer: str
     restore: bool
     fuse: bool
+    temperature: float = 1.0
+    random_share: float = 0.5
+    at: str = "block"
+
+    @property
+    def first_block(self) -> int:
+        """First block of which attention and MLP see the kept tokens only."""
+        return self.start + (self.at == "mlp")
+
+    @property
+    def reads_before(self) -> bool:
+        """Whether the scorer reads the attention of block start - 1."""
+        return SCORERS[self.scorer].attention and self.at == "block"
 
     @property
     def sequence(self) -> int:
@@ -92,7 +113,15 @@ def resolve(routes: list[Route] | tuple[Route, ...], depth: int, tokens: int) ->
                 f"routes.{i}.fuse: keep_ratio {route.keep_ratio} keeps all {tokens} tokens, so there is nothing to fuse; "
                 f"set fuse: false or a lower keep_ratio"
             )
-        spans.append(Span(route.start, route.end, tokens, kept, extras, route.scorer, route.restore, route.fuse))
+        given = {key: getattr(route, key) for key in KNOBS if getattr(route, key) is not None}
+        span = Span(route.start, route.end, tokens, kept, extras, route.scorer, route.restore, route.fuse, **given, at=route.at)
+        before = spans[-1] if spans else None
+        if span.reads_before and before and before.end == before.first_block == span.start and not before.restore:
+            raise ValueError(
+                f"routes.{i}.at: in block {span.start - 1} attention still saw the tokens that routes.{i - 1} took away there, so it cannot "
+                f"score the rest; use at: mlp here too, or start at {span.start + 1} or later"
+            )
+        spans.append(span)
         free_from = route.end
         if not route.restore:
             tokens, extras = kept, extras + int(route.fuse)
@@ -115,10 +144,18 @@ def _check(route: Route, key: str, depth: int, free_from: int) -> None:
         )
     if route.start < free_from:
         raise ValueError(f"{key}.start: block {route.start} overlaps the route before it; start at {free_from} or later")
-    if route.start == 0 and route.scorer in ATTENTION_SCORERS:
+    for knob, (scorer, largest) in KNOBS.items():
+        value = getattr(route, knob)
+        if value is not None and route.scorer != scorer:
+            raise ValueError(f"{key}.{knob}: {route.scorer} has none; it belongs to {scorer}")
+        if value is not None and not 0 <= value <= largest:
+            raise ValueError(f"{key}.{knob}: {value} is outside 0 to {largest}")
+    if route.at not in ("block", "mlp"):
+        raise ValueError(f"{key}.at: {route.at!r} is not one of block, mlp")
+    if route.start == 0 and SCORERS[route.scorer].attention and route.at == "block":
         raise ValueError(
             f"{key}.scorer: {route.scorer} reads the attention of block start - 1 and block 0 has none before it; "
-            f"start at 1 or later, or use random or grid"
+            f"start at 1 or later, use at: mlp, or random or grid"
         )
 
 
@@ -126,29 +163,6 @@ def grid_mask(tokens: int, kept: int) -> np.ndarray:
     """Evenly spaced selection: bool (tokens,) with exactly `kept` true, by the rule of Bresenham's line."""
     steps = np.arange(tokens + 1) * kept // tokens
     return np.diff(steps).astype(bool)
-
-
-def cls_attention(q: Tensor, k: Tensor) -> Tensor:
-    """[CLS] row of the attention, softmax(q_cls k^T / sqrt(d)).
-
-    Computed on its own rather than sliced from the attention map, so it works with any attention kernel.
-
-    Args:
-        q, k: (B, heads, tokens, d); token 0 is [CLS].
-
-    Returns:
-        float32 (B, heads, tokens), each row sums to 1.
-    """
-    batch, heads, tokens, width = k.shape
-    q_cls = ops.Slice()(q, (0, 0, 0, 0), (batch, heads, 1, width))
-    logits = ops.BatchMatMul(transpose_b=True)(q_cls * (width**-0.5), k)
-    row = ops.Softmax(-1)(ops.Cast()(logits, ms.float32))
-    return ops.Reshape()(row, (batch, heads, tokens))
-
-
-def value_norm(v: Tensor) -> Tensor:
-    """Euclidean norm of each value vector: (B, heads, tokens, d) -> float32 (B, heads, tokens)."""
-    return ops.Sqrt()(ops.ReduceSum()(ops.Square()(ops.Cast()(v, ms.float32)), -1))
 
 
 class Leading(nn.Cell):
@@ -178,18 +192,23 @@ class Router(nn.Cell):
     Args:
         span: the resolved route.
         formulation: `gather` (top-k, gather, scatter) or `matmul` (0/1 selection matrix times tokens).
-        noise_offset: first column of the step's noise that belongs to this route (scorer `random`).
+        noise_offset: first column of the step's noise that belongs to this route, if its scorer reads any.
     """
 
     def __init__(self, span: Span, formulation: Formulation, noise_offset: int):
         super().__init__()
         self.start, self.end = span.start, span.end
+        self.parts_block = span.at == "mlp"
+        # The span's whole blocks are [first_block, end); the last of them, if there are any, is [last_block, end).
+        self.first_block, self.last_block = span.first_block, max(span.first_block, span.end - 1)
         self.tokens, self.kept, self.extras = span.tokens, span.kept, span.extras
         self.length = 1 + span.kept + span.extras  # kept sequence without the fused token
-        self.scorer, self.restores, self.fuse = span.scorer, span.restore, span.fuse
-        self.uses_attention = span.scorer in ATTENTION_SCORERS
+        self.restores, self.fuse = span.restore, span.fuse
+        self.temperature, self.random_share = span.temperature, span.random_share
+        scorer = SCORERS[span.scorer]
+        self.scorer, self.reads_before = scorer.score, span.reads_before
+        self.noise_offset, self.noise_columns = noise_offset, scorer.noise_columns(span.tokens)
         self.gathers = formulation == "gather"
-        self.noise_offset = noise_offset
         self.grid = Tensor(grid_mask(span.tokens, span.kept)[None].astype(np.float32))  # (1, tokens)
         # Strictly lower triangle [i, j] = j < i: who wins a tie between i and j.
         self.before = Tensor(np.tri(span.tokens, k=-1, dtype=np.float32)[None])
@@ -202,25 +221,15 @@ class Router(nn.Cell):
         """Rank the patch tokens; no gradient flows back.
 
         Args:
-            q, k, v: (B, heads, sequence, d) of block start - 1 (not read by `random` and `grid`).
+            q, k, v: (B, heads, sequence, d) of block start - 1 (of block start, at the MLP), for scorers that read attention.
             noise: float32 (B, noise_width), uniform in [0, 1).
 
         Returns:
             ranking: float32 (B, tokens), larger is kept; weights: float32 (B, tokens) >= 0, for the fused token.
         """
-        batch = noise.shape[0]
-        if self.scorer == "random":
-            ranking = ops.Slice()(noise, (0, self.noise_offset), (batch, self.tokens))
-            weights = ops.OnesLike()(ranking)
-        elif self.scorer == "grid":
-            ranking = ops.BroadcastTo((batch, self.tokens))(self.grid)
-            weights = ops.OnesLike()(ranking)
-        else:
-            row = cls_attention(q, k)
-            if self.scorer == "cls_attention_value":
-                row = row * value_norm(v)
-            weights = ops.Slice()(ops.ReduceMean()(row, 1), (0, 1), (batch, self.tokens))
-            ranking = -weights if self.scorer == "inverse_cls_attention" else weights
+        if self.noise_columns:
+            noise = ops.Slice()(noise, (0, self.noise_offset), (noise.shape[0], self.noise_columns))
+        ranking, weights = self.scorer(self, q, k, v, noise)
         return ops.stop_gradient(ranking), ops.stop_gradient(weights)
 
     def mask(self, ranking: Tensor) -> Tensor:

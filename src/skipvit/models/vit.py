@@ -10,9 +10,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
-from mindspore.ops.operations._grad_ops import SigmoidGrad
+from mindspore.ops.auto_generate import SigmoidGrad
 
 from skipvit.models.routing import Formulation, Leading, Route, Router, resolve
+from skipvit.models.scorers import cls_row
 from skipvit.models.sizes import Size
 
 # Channel statistics of ImageNet on the 0..255 scale: the field's normalisation for uint8 pictures.
@@ -268,10 +269,17 @@ class Block(nn.Cell):
         self.drop_path2 = DropPath(drop_path, noise_column + 1)
 
     def construct(self, x, noise):
+        x, q, k, v = self.attend(x, noise)
+        return self.feed(x, noise), q, k, v
+
+    def attend(self, x, noise):
+        """The first half, in which tokens meet; and q, k, v."""
         y, q, k, v = self.attn(self.norm1(x))
-        x = x + self.drop_path1(ops.Cast()(y, x.dtype), noise)
-        x = x + self.drop_path2(ops.Cast()(self.mlp(self.norm2(x)), x.dtype), noise)
-        return x, q, k, v
+        return x + self.drop_path1(ops.Cast()(y, x.dtype), noise), q, k, v
+
+    def feed(self, x, noise):
+        """The second half, each token on its own."""
+        return x + self.drop_path2(ops.Cast()(self.mlp(self.norm2(x)), x.dtype), noise)
 
     def keys_values(self, x):
         """k, v (B, heads, N, d) that this block would compute from the tokens x (B, N, D)."""
@@ -282,7 +290,7 @@ class ViT(nn.Cell):
     """Vision Transformer whose forward runs dense or along its routes, over the same parameters.
 
     All randomness comes in from outside as `noise`, so a step can be repeated exactly: uniform numbers in [0, 1), columns
-    2i and 2i + 1 for the drop path of block i, then one column a patch token for each `random` route.
+    2i and 2i + 1 for the drop path of block i, then those of the routes' scorers (one a patch token for `random`).
 
     Initial weights are those of the original ViT's code (arXiv 2010.11929): Xavier uniform, a zero head, biases and [CLS].
 
@@ -355,15 +363,20 @@ class ViT(nn.Cell):
             for r in range(len(self.routers)):
                 router = self.routers[r]
                 x, q, k, v, outputs = self.run(x, q, k, v, noise, at, router.start, outputs)
+                if router.parts_block:
+                    x, q, k, v = self.blocks[router.start].attend(x, noise)
                 ranking, weights = router.score(q, k, v, noise)
                 mask = router.mask(ranking)
                 kept_positions = router.compose(positions, mask)
                 selections = selections + (kept_positions, ranking)
                 inside = router.enter(x, mask, weights)
-                before, _, _, _, outputs = self.run(inside, q, k, v, noise, router.start, router.end - 1, outputs)
-                inside, q, k, v, outputs = self.run(before, q, k, v, noise, router.end - 1, router.end, outputs)
+                if router.parts_block:
+                    inside = self.blocks[router.start].feed(inside, noise)
+                    outputs = outputs + (inside,)
+                before, q, k, v, outputs = self.run(inside, q, k, v, noise, router.first_block, router.last_block, outputs)
+                inside, q, k, v, outputs = self.run(before, q, k, v, noise, router.last_block, router.end, outputs)
                 if router.restores:
-                    if self.scores_at(r + 1, router.end):
+                    if self.scores_at(r + 1, router.end) and router.last_block < router.end:
                         # The next scorer ranks every token, so its keys must cover those that bypassed this block too;
                         # its query, [CLS], is the same.
                         k, v = self.blocks[router.end - 1].keys_values(router.leave(before, x, mask))
@@ -374,7 +387,8 @@ class ViT(nn.Cell):
         x, q, k, v, outputs = self.run(x, q, k, v, noise, at, self.depth, outputs)
         y = self.norm(x)
         logits = self.head(ops.Reshape()(self.cls(y), (-1, self.width)))
-        return (logits,) + outputs + (y,) + selections
+        attention = ops.ReduceMean()(cls_row(q, k), 1)
+        return (logits,) + outputs + (y, attention) + selections
 
     def embed(self, images):
         """[CLS] and patch tokens with their position embedding: (B, 1 + tokens, D)."""
@@ -390,26 +404,27 @@ class ViT(nn.Cell):
         return x, q, k, v, outputs
 
     def scores_at(self, r, block):
-        """Whether route r exists, starts at `block` and reads attention."""
-        return r < len(self.routers) and self.routers[r].start == block and self.routers[r].uses_attention
+        """Whether route r exists, starts at `block` and reads the attention of the block before."""
+        return r < len(self.routers) and self.routers[r].start == block and self.routers[r].reads_before
 
 
 def _routers(spans, formulation: Formulation, noise_width: int) -> tuple[nn.CellList, int]:
-    """A router a span, and the width of the noise with the columns of the `random` ones added."""
+    """A router a span, and the width of the noise with the columns that they read added."""
     routers = []
     for span in spans:
         routers.append(Router(span, formulation, noise_width))
-        noise_width += span.tokens if span.scorer == "random" else 0
+        noise_width += routers[-1].noise_columns
     return nn.CellList(routers), noise_width
 
 
 def activation_names(vit: ViT, routed: bool) -> tuple[str, ...]:
     """Names of what `ViT.trace` returns, in its order.
 
-    `logits`, `embed`, `blocks.N` (outputs; inside a route, of the kept tokens), `norm`, and for each route
-    `routes.N.kept` (original positions, int32 (B, kept)) and `routes.N.ranking` (float32 (B, tokens)).
+    `logits`, `embed`, `blocks.N` (outputs; inside a route, of the kept tokens), `norm`, `cls_attention` (what [CLS] attends to
+    in the last block, mean over heads: float32 (B, sequence)), and for each route `routes.N.kept` (original positions, int32
+    (B, kept)) and `routes.N.ranking` (float32 (B, tokens)).
     """
-    names = ["logits", "embed", *(f"blocks.{i}" for i in range(vit.depth)), "norm"]
+    names = ["logits", "embed", *(f"blocks.{i}" for i in range(vit.depth)), "norm", "cls_attention"]
     if routed:
         names += [f"routes.{r}.{what}" for r in range(len(vit.spans)) for what in ("kept", "ranking")]
     return tuple(names)

@@ -49,7 +49,7 @@ def parser() -> configuration.OneLineParser:
     result.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files of runs")
     result.add_argument("--mode", choices=("training", "inference"), default="training", help="whole steps, or forwards alone")
     result.add_argument(
-        "--batch_sizes", type=_sizes, default=[None], metavar="N,N,...", help="one after another (default: each config's own)"
+        "--batch_sizes", type=configuration.batch_sizes, default=[None], metavar="N,N,...", help="one after another (default: each config's own)"
     )
     result.add_argument("--parts", action="store_true", help="also forward, backward, update and routing alone (training)")
     result.add_argument("--with_data", action="store_true", help="also with the config's own pictures (training)")
@@ -60,13 +60,6 @@ def parser() -> configuration.OneLineParser:
     result.add_argument("--out", metavar="FILE", help="draw speed-ups and memory into this .png")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     return result
-
-
-def _sizes(text: str) -> list[int]:
-    sizes = text.split(",")
-    if not all(size.isdecimal() and int(size) for size in sizes):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of batch sizes such as 1,4,16")
-    return [int(size) for size in sizes]
 
 
 def main(words: list[str]) -> None:

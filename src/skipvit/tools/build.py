@@ -7,7 +7,7 @@ from typing import Callable
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
+from mindspore import Parameter, nn
 
 from skipvit.config import Config
 from skipvit.data.builtin import CLASSES, generate
@@ -17,7 +17,7 @@ from skipvit.data.mindrecord import open_mindrecord
 from skipvit.data.pipeline import Arrays, Batches, Broken, Shard, Source
 from skipvit.errors import RunError
 from skipvit.models.vit import ViT
-from skipvit.training.optim import AdamW, learning_rates
+from skipvit.training.optim import AdamW, layer_multipliers, learning_rates
 from skipvit.training.state import TrainingState
 from skipvit.training.step import Mixer
 
@@ -48,6 +48,11 @@ def uses_float16(config: Config, device: str) -> bool:
     return config.amp.dtype == "float16" or config.amp.dtype == "auto" and device == "ascend"
 
 
+def trained(config: Config, network: nn.Cell) -> list[Parameter]:
+    """The parameters that a run trains; of all others no gradient is ever asked for, so the graph has no backward to them."""
+    return [p for p in network.trainable_params() if config.optim.train == "all" or p.name.startswith("head.")]
+
+
 def build_optimizer(config: Config, network: nn.Cell, steps_per_epoch: int, cards: int = 1) -> AdamW:
     """AdamW with the learning rates of the whole run; steps_per_epoch counts batches."""
     optim = config.optim
@@ -55,7 +60,9 @@ def build_optimizer(config: Config, network: nn.Cell, steps_per_epoch: int, card
     rates = learning_rates(
         optim.epochs * updates, round(optim.warmup_epochs * updates), peak, min(optim.min_lr, peak)
     )
-    return AdamW(network.trainable_params(), rates, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay)
+    parameters = trained(config, network)
+    multipliers = layer_multipliers((p.name for p in parameters), config.model.shape().depth, optim.layer_decay)
+    return AdamW(parameters, rates, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay, multipliers)
 
 
 def build_state(config: Config, optimizer: AdamW, device: str) -> TrainingState:
@@ -104,13 +111,15 @@ def batches_of(
     shard: Shard = Shard(),
     batch_size: int | None = None,
     listing: Path | None = None,
+    broken: Broken | None = None,
 ) -> Callable[..., Batches]:
     """A function that makes the batches from an epoch and a step in it on (validation has but one epoch).
 
     Args:
         listing: text file for the broken pictures.
+        broken: counts them instead of the limit and the list that a run has.
     """
-    broken = Broken(len(source), config.data.broken_share, listing)
+    broken = broken or Broken(len(source), config.data.broken_share, listing)
 
     def make(epoch: int = 0, first_step: int = 0) -> Batches:
         return Batches(

@@ -26,7 +26,9 @@ from skipvit.training.checkpoint import NOT_MODEL
 
 TIMM_ENDING, OUR_ENDING = ".safetensors", ".ckpt"
 KERNEL = "patch_embed.proj.weight"
+HEAD = ("head.weight", "head.bias")
 LISTED_NAMES = 8
+WRITE_ERRORS = (OSError, RuntimeError, ValueError, safetensors.SafetensorError)
 
 DESCRIPTION = """\
 Turn timm or DeiT weights (.safetensors) into a MindSpore checkpoint (.ckpt) of this project's ViT, or back.
@@ -136,14 +138,16 @@ def expected_shapes(shape: Geometry, timm: bool) -> dict[str, tuple[int, ...]]:
     return expected
 
 
-def check(params: dict[str, np.ndarray], timm: bool, source: Path) -> Geometry:
-    """The geometry of complete weights.
+def check(params: dict[str, np.ndarray], timm: bool, source: Path, headless: bool = False) -> Geometry:
+    """The geometry of complete weights; headless: of those without a head too.
 
     Raises:
         RunError: names are missing, unexpected or of the wrong shape.
     """
     shape = geometry(params)
     expected = expected_shapes(shape, timm)
+    if headless and not any(name in params for name in HEAD):
+        expected = {name: value for name, value in expected.items() if name not in HEAD}
     wrong = [
         f"{name} {params[name].shape} instead of {expected[name]}"
         for name in expected
@@ -156,7 +160,8 @@ def check(params: dict[str, np.ndarray], timm: bool, source: Path) -> Geometry:
     }
     if any(faults.values()):
         listed = "; ".join(f"{fault} {_join(names)}" for fault, names in faults.items() if names)
-        wanted = "a timm vit_* or deit_*, not distilled, with head" if timm else "a checkpoint of this project's ViT"
+        ours, head = "a checkpoint of this project's ViT", "" if headless else ", with head"
+        wanted = f"a timm vit_* or deit_*, not distilled, without registers{head}" if timm else ours
         raise RunError(f"{source}: {listed}; give {wanted}")
     return shape
 
@@ -260,7 +265,7 @@ def _write(params: dict[str, np.ndarray], target: Path) -> None:
             write(params, temporary)
             temporary.chmod(0o644)  # MindSpore lets only the owner read it, and no one write
             temporary.rename(target)
-    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+    except WRITE_ERRORS as error:
         raise RunError(f"{target}: cannot be written ({_line(error)}); check the folder and free space") from error
 
 

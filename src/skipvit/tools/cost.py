@@ -46,9 +46,14 @@ def main(words: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward: of each block the tokens, multiply-accumulates and bytes kept for the backward of a picture; MACs by part."""
+    """One forward: of each block the tokens, multiply-accumulates and bytes kept for the backward of a picture; MACs by part.
+
+    Attributes:
+        tokens: that come out of each block, as its MLP saw them; attention_tokens: that its attention saw.
+    """
 
     tokens: tuple[int, ...]
+    attention_tokens: tuple[int, ...]
     block_macs: tuple[int, ...]
     block_activations: tuple[int, ...]
     parts: dict[str, int]
@@ -82,25 +87,28 @@ def cost_of(config: Config) -> Cost:
     compute = 4 if config.amp.dtype == "float32" or config.device == "cpu" and config.amp.dtype == "auto" else 2
     shape = (size, model.patch, model.tokens, model.num_classes)
     formulation = {"auto": "gather" if config.device == "cpu" else "matmul"}.get(config.routing, config.routing)
+    head_only = optim.train == "head"
     forwards = {}
     for name, spans in (("dense", ()), ("routed", config.spans())):
         if name == "dense" or spans:
-            tokens = sequences(size.depth, model.tokens, spans)
+            seen = sequences(size.depth, model.tokens, spans)
             parts = forward_parts(*shape, spans, formulation)
             forwards[name] = Forward(
-                tokens,
-                tuple(block_macs(sequence, size.width) for sequence in tokens),
-                tuple(block_activations(sequence, size, compute) for sequence in tokens),
+                tuple(sequence.mlp for sequence in seen),
+                tuple(sequence.attention for sequence in seen),
+                tuple(block_macs(sequence, size.width) for sequence in seen),
+                tuple(0 if head_only else block_activations(sequence, size, compute) for sequence in seen),
                 parts,
                 sum(parts.values()),
-                training_macs(*shape, spans, formulation),
-                activations(size, tokens, compute),
+                training_macs(*shape, spans, formulation, head_only),
+                activations(size, () if head_only else seen, compute),
             )
     gain = forwards["dense"].training_macs / forwards.get("routed", forwards["dense"]).training_macs
     warmup, routed, cooldown = config.phase_lengths()
     run_gain = optim.epochs / (warmup + cooldown + routed / gain)
     parameters = size.parameters(model.patch, model.tokens, model.num_classes)
-    return Cost(parameters, forwards, state(parameters, config.ema.decay > 0, optim.accumulate > 1), gain, run_gain)
+    trained = (size.width + 1) * model.num_classes if head_only else parameters
+    return Cost(parameters, forwards, state(parameters, trained, config.ema.decay > 0, optim.accumulate > 1), gain, run_gain)
 
 
 def as_text(config: Config, cost: Cost) -> str:
@@ -124,7 +132,8 @@ def part_lines(cost: Cost) -> list[str]:
 def block_lines(cost: Cost, batch: int) -> list[str]:
     """Tokens, MACs and activations by block, blocks that are alike together."""
     last = list(cost.forwards.values())[-1]
-    rows = list(zip(last.tokens, last.block_macs, last.block_activations))
+    seen = [f"{mlp}" if mlp == all_ else f"{all_}>{mlp}" for mlp, all_ in zip(last.tokens, last.attention_tokens)]
+    rows = list(zip(seen, last.block_macs, last.block_activations))
     lines = [f"{'blocks':10}{'tokens':>8}{'MMACs a picture':>18}{'kept for backward, MiB a card':>32}"]
     first = 0
     for i in range(1, len(rows) + 1):
@@ -132,7 +141,7 @@ def block_lines(cost: Cost, batch: int) -> list[str]:
             tokens, macs, kept = rows[first]
             name = f"{first}" if i == first + 1 else f"{first} to {i - 1}"
             each = " each" if i > first + 1 else ""
-            lines.append(f"{name:10}{tokens:8}{macs / 1e6:18.1f}{batch * kept / MIB:32.1f}{each}")
+            lines.append(f"{name:10}{tokens:>8}{macs / 1e6:18.1f}{batch * kept / MIB:32.1f}{each}")
             first = i
     return lines
 
@@ -157,11 +166,9 @@ def phase_lines(config: Config, cost: Cost) -> list[str]:
 def gain_lines(cost: Cost) -> list[str]:
     if "routed" not in cost.forwards:
         return []
-    saved = 1 - cost.forwards["routed"].activations / cost.forwards["dense"].activations
-    return [
-        f"ideal gain over dense: {cost.gain:.3f} x training throughput, {100 * saved:.0f} % less for activations; "
-        f"{cost.run_gain:.3f} x over the whole run"
-    ]
+    routed, dense = cost.forwards["routed"].activations, cost.forwards["dense"].activations
+    saved = f"{100 * (1 - routed / dense):.0f} % less for activations" if dense else "no activations kept"
+    return [f"ideal gain over dense: {cost.gain:.3f} x training throughput, {saved}; {cost.run_gain:.3f} x over the whole run"]
 
 
 def tokens_figure(config: Config, cost: Cost) -> Figure:

@@ -21,6 +21,7 @@ from skipvit.data.pipeline import Shard, Source, Subset, fingerprint, training_s
 from skipvit.errors import RunError, UsageError
 from skipvit.models.vit import Activations, ViT
 from skipvit.tools.build import batches_of, build_mixer, build_network, build_optimizer, build_state, open_source
+from skipvit.tools.initial import Initial, read_initial
 from skipvit.training import checkpoint, distributed, events
 from skipvit.training.checkpoint import Checkpoint, Position
 from skipvit.training.loop import Plan, Trainer
@@ -56,12 +57,13 @@ def main(words: list[str]) -> None:
     folder, going_on = run_folder(config, options, shard)
     train_source, val_source = open_sources(config, options)
     begin = newest_checkpoint(folder, config, train_source) if going_on else None
+    initial = read_initial(config, train_source.classes) if begin is None else None
     if begin is not None and begin.position.pictures != config.update_pictures(shard.count):
         config = redivided(config, begin.position.pictures, shard)
     training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
     folder.claim()
     try:
-        train(config, options, folder, begin, train_source, val_source, device, shard)
+        train(config, options, folder, begin or initial, train_source, val_source, device, shard)
     finally:
         folder.release()
 
@@ -82,6 +84,7 @@ def check(words: list[str], shard: Shard) -> None:
     train_source, _ = open_sources(config, options)
     if not going_on:
         training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
+        read_initial(config, train_source.classes)
     model = config.model
     copies = 4 if config.ema.decay else 3  # weights, two moments, average
     size = 4 * copies * model.shape().parameters(model.patch, model.tokens, model.num_classes)
@@ -111,14 +114,20 @@ def train(
     config: Config,
     options: argparse.Namespace,
     folder: RunFolder,
-    begin: Checkpoint | None,
+    begin: Checkpoint | Initial | None,
     train_source: Source,
     val_source: Source,
     device: str,
     shard: Shard,
 ) -> None:
-    """Build everything, train to the end, write the summary."""
+    """Build everything, train to the end, write the summary.
+
+    Args:
+        begin: the state of this run to go on from, weights to start from, or None.
+    """
     network = build_network(config, device)
+    if isinstance(begin, Initial):
+        start_from(begin, network, shard)
     steps = training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
     optimizer = build_optimizer(config, network, steps, shard.count)
     state = build_state(config, optimizer, device)
@@ -126,15 +135,17 @@ def train(
     if options.profile:
         plan = replace(plan, sink=False, callbacks=(ProfileSteps(folder.path / "profile", device),))
     trainer = Trainer(network, optimizer, state, plan, folder, shard)
-    position = resume(begin, trainer, shard) if begin is not None else Position()
+    position = resume(begin, trainer, shard) if isinstance(begin, Checkpoint) else Position()
     refuse_disagreement(config, trainer, position, shard)
     folder.write_config(configuration.to_yaml(config))
+    folder.write_classes(train_source.classes)
     folder.note([sys.executable, *sys.argv])
     if config.log.tensorboard:
         folder.open_events()
     if shard.rank == 0:
-        parameters = sum(p.size for p in network.get_parameters())
-        print(f"{config.name}: {parameters:,} parameters, {len(train_source)} training pictures, {device} x {shard.count}, "
+        parameters, trained = (sum(p.size for p in some) for some in (network.get_parameters(), optimizer.parameters))
+        part = f" ({trained:,} trained)" if trained < parameters else ""
+        print(f"{config.name}: {parameters:,} parameters{part}, {len(train_source)} training pictures, {device} x {shard.count}, "
               f"into {folder.path}", flush=True)  # fmt: skip
     trainer.run(position)
     if shard.rank == 0:
@@ -203,6 +214,15 @@ def redivided(config: Config, pictures: int, shard: Shard) -> Config:
     return result
 
 
+def start_from(initial: Initial, network: ViT, shard: Shard) -> None:
+    """Load weights to start from, and say so."""
+    initial.load(network)
+    if shard.rank == 0:
+        print(initial.line, flush=True)
+        for warning in initial.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+
+
 def resume(begin: Checkpoint, trainer: Trainer, shard: Shard) -> Position:
     """Load a checkpoint."""
     begin.restore(trainer.parameters())
@@ -251,10 +271,7 @@ def finish(config: Config, network: ViT, folder: RunFolder, val_source: Source) 
 
 def draw_kept(config: Config, network: ViT, val_source: Source, count: int = 16):
     """Figure of validation pictures, evenly spaced over the set, with what the routed forward keeps and predicts."""
-    chosen = np.linspace(0, len(val_source) - 1, min(count, len(val_source))).astype(int).tolist()
-    # Those that cannot be decoded are black here; the run has listed them already.
-    shown = config.model_copy(update={"data": config.data.model_copy(update={"broken_share": 1.0})})
-    ((images, labels, noise, _),) = batches_of(shown, Subset(val_source, chosen), network.noise_width, False, batch_size=len(chosen))()
+    images, labels, noise = sample(config, network, val_source, count)
     names = [f"routes.{r}.kept" for r in range(len(network.spans))]
     network.set_train(False)
     found = Activations(network, ["logits", *names]).by_name(Tensor(images), Tensor(noise))
@@ -262,3 +279,12 @@ def draw_kept(config: Config, network: ViT, val_source: Source, count: int = 16)
     captions = [f"{classes[label]} → {classes[guess]}" for label, guess in zip(labels, guesses)]
     grid = config.model.image_size // config.model.patch
     return kept_figure(images, [found[name] for name in names], captions, grid)
+
+
+def sample(config: Config, network: ViT, source: Source, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Validation pictures, evenly spaced over the set: images, labels and noise, see `data.pipeline`."""
+    chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int).tolist()
+    # Those that cannot be decoded are black here; the run has listed them already.
+    shown = config.model_copy(update={"data": config.data.model_copy(update={"broken_share": 1.0})})
+    ((images, labels, noise, _),) = batches_of(shown, Subset(source, chosen), network.noise_width, False, batch_size=len(chosen))()
+    return images, labels, noise

@@ -156,7 +156,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # MindSpore raises many kinds for a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise Damaged(f"{path}: not a whole checkpoint ({reason[:120]}); use an older one") from None
-    return {name: value.asnumpy() for name, value in entries.items()}
+    # Texts, which no checkpoint of ours has, are found to have no place in the model.
+    return {name: value.asnumpy() if hasattr(value, "asnumpy") else np.array(value) for name, value in entries.items()}
 
 
 @dataclass(frozen=True)
@@ -200,17 +201,25 @@ def restore_weights(path: Path, network: nn.Cell, averaged: bool = False) -> Non
     Raises:
         UsageError, RunError: as `read`, and a checkpoint of another model, naming the first difference.
     """
-    entries = read(path)
+    _load(path, weights_of(read(path), averaged), {p.name: p for p in network.get_parameters()})
+
+
+def weights_of(entries: dict[str, np.ndarray], averaged: bool) -> dict[str, np.ndarray]:
+    """The network's weights among a checkpoint's entries; averaged: the average of those that have one, which frozen ones do not."""
+    weights = {name: value for name, value in entries.items() if not name.startswith(NOT_MODEL)}
     if averaged:
-        entries = {name.removeprefix("ema."): value for name, value in entries.items() if name.startswith("ema.")}
-    else:
-        entries = {name: value for name, value in entries.items() if not name.startswith(NOT_MODEL)}
-    _load(path, entries, {p.name: p for p in network.get_parameters()})
+        weights |= {name.removeprefix("ema."): value for name, value in entries.items() if name.startswith("ema.")}
+    return weights
 
 
 def has_average(path: Path) -> bool:
     """Whether a checkpoint holds averaged weights. Raises as `read`."""
-    return any(name.startswith("ema.") for name in read(path))
+    return averages(read(path))
+
+
+def averages(entries: dict[str, np.ndarray]) -> bool:
+    """Whether averaged weights are among a checkpoint's entries."""
+    return any(name.startswith("ema.") for name in entries)
 
 
 def _load(path: Path, entries: dict[str, np.ndarray], targets: dict[str, Parameter]) -> None:

@@ -111,7 +111,7 @@ class StepWatch(Callback):
         values = self.values()  # waits for the last step
         elapsed = time.perf_counter() - self.begun
         self.bar.close()
-        record = {"train_loss": self.trainer.state.mean_loss()}
+        record = {"steps": self.batches.steps, "train_loss": self.trainer.state.mean_loss()}
         record |= {name: values[name] for name in REPORT if name != "loss"}
         record["images_per_s"] = self.timed * self.pictures / elapsed if self.timed else None
         record["broken_images"] = len(self.batches.broken.names)

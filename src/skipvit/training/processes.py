@@ -38,9 +38,14 @@ def adopt_orphans() -> None:
 
 def end_with_launcher() -> None:
     """In a rank: have the kernel send SIGTERM, which saves, when the launcher is gone, however it ended."""
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
     if os.environ.get(LAUNCHER) == str(os.getppid()):
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM, 0, 0, 0)
+        end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its parent ends, however it ends; a new program in this process keeps that."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM, 0, 0, 0)
 
 
 @dataclass

@@ -35,6 +35,7 @@ class RunFolder:
         self.path, self.writes = path, writes
         self.checkpoints = path / "checkpoints"
         self.config = path / "config.yaml"
+        self.classes = path / "classes.json"
         self.broken, self.broken_val = path / "broken_images.txt", path / "broken_images_val.txt"
         self.events = self.lock = None
 
@@ -65,6 +66,17 @@ class RunFolder:
         except OSError:
             pass  # a file system without locks
 
+    def in_use(self) -> bool:
+        """Whether another process trains in it."""
+        try:
+            with open(self.path / ".lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass  # no folder yet, or a file system without locks
+        return False
+
     def release(self) -> None:
         """The opposite of `claim`, and the end of the TensorBoard events."""
         if self.lock is not None:
@@ -93,6 +105,11 @@ class RunFolder:
         if self.writes:
             _write_whole(self.config, text)
 
+    def write_classes(self, names: tuple[str, ...]) -> None:
+        """The names of the classes, in the order of their numbers."""
+        if self.writes:
+            _write_whole(self.classes, json.dumps(names, indent=0) + "\n")
+
     def begun(self) -> bool:
         """Whether there is a run to go on with."""
         return self.config.exists()
@@ -104,10 +121,7 @@ class RunFolder:
         entry = {
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
             "command": " ".join(command),
-            "skipvit": skipvit.__version__,
-            "mindspore": mindspore.__version__,
-            "numpy": numpy.__version__,
-            "python": platform.python_version(),
+            **versions(),
             "machine": platform.platform(),
         }
         path = self.path / "versions.json"
@@ -162,6 +176,16 @@ class RunFolder:
                 curves(self.records(), phases).savefig(self.path / "curves.png", dpi=110)
             except OSError as error:
                 self.warn(f"{self.path / 'curves.png'}: not written ({error.strerror})")
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    return {
+        "skipvit": skipvit.__version__,
+        "mindspore": mindspore.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _write_whole(path: Path, text: str) -> None:
