@@ -28,7 +28,9 @@ ROUTED = {"routes": [{"start": 2, "end": 5}], "phases": {"dense_warmup_epochs": 
 METHODS = {
     "dense": ({}, [([80.0, 82.0, 84.0], None), ([90.0, 92.0, 94.0], None)]),
     "skipvit": (ROUTED, [([60.0, 62.0, 64.0], [70.0, 91.0, 92.0]), ([80.0, 81.0, 82.0], [91.0, 91.0, 94.0])]),
-    "random": (ROUTED | {"routes": [{"start": 2, "end": 5, "scorer": "random"}]}, [([40.0] * 3, [50.0] * 3), ([70.0] * 3, [80.0, 82.0, 84.5])]),
+    "random": (
+        ROUTED | {"routes": [{"start": 2, "end": 5, "scorer": "random"}]}, [([40.0] * 3, [50.0] * 3), ([70.0] * 3, [80.0, 82.0, 84.5])]
+    ),  # fmt: skip
 }
 WARMUP = {0: [88.0, 90.0, 92.0], 2: [90.0, 90.0, 93.0]}
 
@@ -75,8 +77,9 @@ def fake_measure(variants, options):
     for variant in variants:
         step_s = {"dense": 0.2, "skipvit": 0.1}.get(variant.name, 0.1)
         noise = rng.uniform(0.5, 1.5, options.rounds) if variant.name == "random" else 1.0
-        variant.turns, variant.steps, variant.first_s = {"step": (step_s * noise * np.ones(options.rounds)).tolist()}, {"step": 1}, {"step": 5.0}
-        variant.order, variant.device, variant.peak = {"step": [0]}, "cpu", 2**30 if variant.forward == "dense" else 2**29
+        variant.turns = {"step": (step_s * noise * np.ones(options.rounds)).tolist()}
+        variant.steps, variant.first_s, variant.order = {"step": 1}, {"step": 5.0}, {"step": [0]}
+        variant.device, variant.peak = "cpu", 2**30 if variant.forward == "dense" else 2**29
     return variants
 
 
@@ -117,7 +120,8 @@ def test_accuracies_and_paired_differences(sweep, without_speed):
         "3", "routed", "92.00 ± 4.30", "81.00 ± 2.48", "92.00 ± 4.30", "+0.00 ± 2.48", "not distinguishable from dense",
     ]  # fmt: skip
     assert rows_of(sweep, "random")[0][-2:] == ["-9.83 ± 0.72", "below dense"]
-    assert [row[0] for row in tables(sweep)][:6] == ["method", "dense", "skipvit", "random", "long-dense_warmup_epochs_0", "long-dense_warmup_epochs_2"]
+    order = ["method", "dense", "skipvit", "random", "long-dense_warmup_epochs_0", "long-dense_warmup_epochs_2"]
+    assert [row[0] for row in tables(sweep)][:6] == order
 
 
 def test_it_says_how_many_seeds_what_is_missing_and_that_it_does_not_rank(without_speed):
@@ -139,10 +143,12 @@ def test_measured_gains_count_the_warm_up(sweep, complete):
     speed = rows_of(sweep, "skipvit")[1]
     assert speed[3:] == ["320", "2.00 × (2.00 to 2.00)", "1.60 × (1.60 to 1.60)", "512 (0.50 ×)"]
     assert rows_of(sweep, "dense")[1][3:] == ["160", "", "", "1024"]
+    assert "Without a speed that could be quoted, and so not here: random." in (complete / "report.md").read_text()
     assert rows_of(sweep, "random")[1][3] == "" and rows_of(sweep, "random")[1][4].startswith("too noisy to say (")
     ideal, whole = (float(cell.split()[0]) for cell in speed[1:3])
     assert whole == pytest.approx(4 / (1 + 3 / ideal), abs=0.01)
-    assert rows_of(sweep, "long-dense_warmup_epochs_2")[1][5].startswith("1.33 ×") and rows_of(sweep, "long-dense_warmup_epochs_0")[1][5].startswith("2.00 ×")
+    for epochs, gain in ((2, "1.33 ×"), (0, "2.00 ×")):
+        assert rows_of(sweep, f"long-dense_warmup_epochs_{epochs}")[1][5].startswith(gain)
 
 
 def test_time_to_the_target_is_epochs_times_measured_seconds(sweep, complete):

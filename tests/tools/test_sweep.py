@@ -24,7 +24,8 @@ BASE = {
     "phases": {"dense_warmup_epochs": 0},
     "optim": {"epochs": 2, "lr": 1.0e-3, "warmup_epochs": 0},
 }
-PLAN = {"base": "base.yaml", "seeds": 2, "methods": {"dense": {}, "skipvit": {"routes": [{"start": 1, "end": 2}]}}}
+ROUTES = {"routes": [{"start": 1, "end": 2}]}
+PLAN = {"base": "base.yaml", "seeds": 2, "methods": {"dense": {}, "skipvit": ROUTES}}
 
 
 def write(folder, values=PLAN, **changes):
@@ -100,15 +101,27 @@ def test_a_sweep_that_was_interrupted_and_killed_completes_and_does_no_finished_
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_named_and_does_not_stop_the_others(tmp_path):
+def test_a_run_that_fails_does_not_stop_the_others_which_are_reported(tmp_path, capsys):
+    """The failed one is named; the report of the others measures speed, and dense weights along the route as `skipvit eval` does."""
     broken = {"data": {"kind": "image_folder", "path": "nowhere"}}
-    write(tmp_path, seeds=1, methods={"broken": broken, "dense": {}})
+    write(tmp_path, seeds=1, methods={"dense": {}, "broken": broken, "skipvit": ROUTES})
     process = begin(tmp_path)
-    assert process.wait(200) == 1
+    assert process.wait(300) == 1
     printed = (tmp_path / "out.txt").read_text()
-    assert "error: 1 of 2 runs failed: broken-s0 (data.path: nowhere is not a folder" in printed and "1 of 2 done" in printed
-    assert list(json.loads((tmp_path / "runs/tiny/failed.json").read_text())) == ["broken-s0"]
-    assert list(summaries(tmp_path)) == ["dense-s0"]
+    assert "error: 1 of 3 runs failed: broken-s0 (data.path: nowhere/train is not a folder" in printed and "2 of 3 done" in printed
+    folder = tmp_path / "runs/tiny"
+    assert list(json.loads((folder / "failed.json").read_text())) == ["broken-s0"]
+    assert set(summaries(tmp_path)) == {"dense-s0", "skipvit-s0"}
+
+    assert run("report", [str(folder), "--bench", "--rounds", "6", "--widest", "9", "--weights"]) == 0
+    markdown = (folder / "report/report.md").read_text()
+    assert "one seed: nothing can be said" in markdown and "measured gain, routed step" in markdown and "kept_skipvit.png" in markdown
+    capsys.readouterr()
+    weights = sorted((folder / "dense-s0/checkpoints").glob("epoch_*"))[-1]
+    assert run("eval", ["--config", str(folder / "skipvit-s0/config.yaml"), "--weights", str(weights), "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert json.loads((folder / "dense_weights_routed.json").read_text()) == {"skipvit": {"0": expected["routed"]["top1"]}}
+    assert f"| skipvit | {expected['dense']['top1']:.2f} | {expected['routed']['top1']:.2f} |" in markdown
 
 
 def refused(plan, capsys, *words):
@@ -118,9 +131,6 @@ def refused(plan, capsys, *words):
     assert len(lines) == 1 and lines[0].startswith("error: ") and not out
     assert not (plan.parent / "runs").exists()
     return lines[0]
-
-
-ROUTES = {"routes": [{"start": 1, "end": 2}]}
 
 
 @pytest.mark.parametrize(

@@ -75,3 +75,11 @@ def paired(values: dict[int, float], baseline: dict[int, float]) -> Mean | None:
     """Mean difference within the seeds that both have; None if there is no such seed."""
     seeds = sorted(set(values) & set(baseline))
     return mean_of([values[seed] - baseline[seed] for seed in seeds]) if seeds else None
+
+
+def interval(value: Mean | None, signed: bool = False, digits: int = 2) -> str:
+    """E.g. `97.10 ± 0.42`; without the second part for a single value."""
+    if value is None:
+        return "–"
+    text = f"{value.mean:{'+' if signed else ''}.{digits}f}"
+    return text if value.half is None else f"{text} ± {value.half:.{digits}f}"

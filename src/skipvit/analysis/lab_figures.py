@@ -37,6 +37,12 @@ def style(i: int) -> dict:
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
+def within_percent(axis) -> None:
+    """Interval ends of few seeds lie below 0 and above 100 %, where nothing can be."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, -1), min(high, 101))
+
+
 def seeds_figure(points: list[Point], baseline: Point | None) -> Figure:
     """Each method's seeds as dots, its mean with the 95 % interval, the baseline's interval as a band."""
     figure = Figure(figsize=(9, 1.2 + 0.36 * len(points)), layout="constrained")
@@ -44,28 +50,27 @@ def seeds_figure(points: list[Point], baseline: Point | None) -> Figure:
     if baseline is not None and baseline.mean.half is not None:
         axis.axvspan(baseline.mean.low, baseline.mean.high, color="0.9", label=f"95 % interval of {baseline.label}")
     for i, point in enumerate(points):
-        axis.plot(point.values, [i + 0.15] * len(point.values), "o", color="0.55", markersize=4, label="a seed" if i == 0 else None)
-        axis.errorbar(
-            point.mean.mean, i - 0.1, xerr=point.mean.half, fmt="D", color="#0072b2", capsize=3, label="mean, 95 %" if i == 0 else None
-        )
+        seeds, mean = ("a seed", "mean, 95 %") if i == 0 else (None, None)
+        axis.plot(point.values, [i + 0.15] * len(point.values), "o", color="0.55", markersize=4, label=seeds)
+        axis.errorbar(point.mean.mean, i - 0.1, xerr=point.mean.half, fmt="D", color="#0072b2", capsize=3, label=mean)
     axis.set_yticks(range(len(points)), [f"{point.label} ({point.forward})" for point in points])
     axis.set_xlabel("top-1, %, of the forward that counts (in brackets)")
     axis.invert_yaxis()
+    axis.set_xlim(max(axis.get_xlim()[0], -1), min(axis.get_xlim()[1], 101))
     axis.grid(axis="x", alpha=0.3)
     axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return figure
 
 
 def front_figure(points: list[Point], speed_label: str) -> Figure:
-    """Accuracy against training speed, a panel an evaluation; filled where it is the forward that counts."""
+    """Accuracy against training speed, a panel an evaluation; filled where it is the forward that counts. A network without routes
+    has but one forward, which is in both panels."""
     figure = Figure(figsize=(11.5, max(4.2, 1.5 + 0.26 * len(points))), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True, sharex=True)
     for axis, forward in zip(axes, ("routed", "dense")):
         for i, point in enumerate(points):
-            mean = point.evaluations.get(forward)
-            if mean is None:
-                continue
-            counts = point.forward.removesuffix("_ema") == forward
+            mean = point.evaluations.get(forward) or point.mean
+            counts = point.forward.removesuffix("_ema") == forward or forward not in point.evaluations
             look = style(i)
             spread = None
             if point.speed_interval is not None:
@@ -75,9 +80,10 @@ def front_figure(points: list[Point], speed_label: str) -> Figure:
                 elinewidth=1, markerfacecolor=look["color"] if counts else "white",
             )  # fmt: skip
         axis.set_title(f"evaluated {forward}", fontsize=10)
-        axis.set_xlabel(speed_label)
         axis.grid(alpha=0.3)
+    within_percent(axes[0])
     axes[0].set_ylabel("top-1, %, mean and 95 % interval")
+    figure.supxlabel(speed_label, fontsize=10)
     handles = [axes[0].plot([], [], linestyle="", **style(i))[0] for i in range(len(points))]
     figure.legend(handles, [point.label for point in points], fontsize=8, loc="outside right center")
     return figure
@@ -91,11 +97,13 @@ def time_figure(curves: dict[str, list[tuple[float, Mean]]], unit: str, target: 
         look = style(i)
         times, means = zip(*curve)
         halves = [mean.half or 0 for mean in means]
-        axis.errorbar(times, [mean.mean for mean in means], yerr=halves, label=label, markersize=4, capsize=2, elinewidth=0.7, **look)
+        tops = [mean.mean for mean in means]
+        axis.errorbar(times, tops, yerr=halves, label=label, markersize=4, capsize=2, elinewidth=0.7, **look)
     if target is not None:
         axis.axhline(target, color="0.5", linestyle=":", linewidth=1)
     axis.set_xlabel(f"training time, {unit}")
     axis.set_ylabel("top-1, %, mean and 95 % interval")
+    within_percent(axis)
     axis.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right center")
     return figure
@@ -113,14 +121,15 @@ def grid_figure(key: str, series: dict[str, list[tuple[float, Mean]]], baseline:
         axis.errorbar(values, [m.mean for m in means], yerr=[m.half or 0 for m in means], label=label, capsize=3, **style(i + 1))
     axis.set_xlabel(key)
     axis.set_ylabel("top-1, %, mean and 95 % interval")
+    within_percent(axis)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     return figure
 
 
 def matrix_figure(matrices: dict[str, np.ndarray]) -> Figure:
-    """For each method, trained dense or with its routes (rows), evaluated dense or routed (columns): top-1 in percent; float (2, 2), NaN
-    where it was not evaluated."""
+    """For each method, trained dense or with its routes (rows), evaluated dense or routed (columns): top-1 in percent; float (2, 2),
+    NaN where it was not evaluated."""
     columns = min(5, len(matrices))
     rows = -(-len(matrices) // columns)
     figure = Figure(figsize=(2.3 * columns + 0.6, 2.3 * rows), layout="constrained")
@@ -130,7 +139,8 @@ def matrix_figure(matrices: dict[str, np.ndarray]) -> Figure:
     for (label, matrix), axis in zip(matrices.items(), axes):  # in this order: the axes that are left are blanked below
         axis.imshow(matrix, cmap="Blues", vmin=low - 0.4 * (high - low) - 1, vmax=high + 0.3 * (high - low) + 1)
         for (i, j), value in np.ndenumerate(matrix):
-            axis.text(j, i, "–" if np.isnan(value) else f"{value:.1f}", ha="center", va="center", fontsize=10)
+            colour = "white" if value > (low + high) / 2 else "black"
+            axis.text(j, i, "–" if np.isnan(value) else f"{value:.1f}", ha="center", va="center", fontsize=10, color=colour)
         axis.set_title(label, fontsize=8)
         axis.set_xticks((0, 1), ("dense", "routed"), fontsize=8)
         axis.set_yticks((0, 1), ("dense", "routes"), fontsize=8, rotation=90, va="center")

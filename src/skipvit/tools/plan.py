@@ -29,7 +29,7 @@ class PlanFile(Group):
     base: str
     """YAML file of a run, beside the plan, that all runs begin with"""
     methods: dict[str, str | Values | None] = Field(min_length=1)
-    """by name: a method file (see `tools.methods`) laid over the base; or keys; or keys over a file (`from`) and an own grid (`grid`)"""
+    """by name: a method file (see `tools.methods`); or keys; or keys over a file (`from`), and a grid of its own (`grid`)"""
     seeds: int | list[int] = 1
     """how many, from 0; or which"""
     grid: Values = {}
@@ -134,7 +134,7 @@ def _runs_of(
                 if (config.name, config.seed) != (name, seed):
                     raise UsageError("--name, --seed: the sweep sets them; use the plan's seeds, and its methods' names")
                 if file is not None and config.model.shape().depth != depth:
-                    raise UsageError("--model.depth, --model.size: the plan's method files are scaled to its depth; set it in the plan")
+                    raise UsageError("--model.depth, --model.size: the plan scales method files to its depth; set it in the plan")
                 yield Run(name, method, variant, "-".join(_words(cell)), seed, cell | point, config)
 
 
@@ -193,8 +193,8 @@ def _words(point: dict[str, Any]) -> list[str]:
 
 
 def over(values: Values, changes: Values, where: str) -> Values:
-    """Values with changes laid over them: mappings key by key, a dotted key (`optim.lr`, `routes.0.keep_ratio`) at its place, anything
-    else as a whole.
+    """Values with changes laid over them: mappings key by key, a dotted key (`optim.lr`, `routes.0.keep_ratio`) at its place,
+    anything else as a whole.
 
     Raises:
         UsageError: a dotted key leads nowhere.

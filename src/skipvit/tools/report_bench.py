@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skipvit import config as configuration
-from skipvit.config import Config
+from skipvit.config import Config, OptimConfig
 from skipvit.tools import bench
 from skipvit.tools.bench_report import report
 from skipvit.tools.pipeline import cores
@@ -19,9 +19,10 @@ AT_ONCE = 5  # routed forwards in one interleaved run, beside the dense one: eac
 FILE = "bench.json"
 
 # What a training step's time does not depend on.
-_OTHER = {"name": True, "seed": True, "phases": True, "eval": True, "checkpoint": True, "log": True,
-          "data": {"path", "kind", "train_size", "val_size", "eval_crop", "workers", "broken_share", "sink"},
-          "optim": {"epochs", "lr", "min_lr", "warmup_epochs", "reference_batch", "weight_decay", "beta1", "beta2", "epsilon", "label_smoothing"}}  # fmt: skip
+_OTHER: dict = {group: True for group in ("name", "seed", "phases", "eval", "checkpoint", "log")} | {
+    "data": {"path", "kind", "train_size", "val_size", "eval_crop", "workers", "broken_share", "sink"},
+    "optim": set(OptimConfig.model_fields) - {"accumulate", "clip_norm"},
+}
 
 
 def step_of(config: Config, routed: bool) -> str:
@@ -59,7 +60,8 @@ def measure(sweep: Sweep, options: argparse.Namespace) -> None:
     Raises:
         UsageError, RunError: as `skipvit bench`.
     """
-    found = {"rounds": options.rounds, "widest": options.widest, "cores": cores(), "load_before": os.getloadavg()[0], "groups": []}
+    found: dict = {"rounds": options.rounds, "widest": options.widest, "groups": []}
+    found |= {"cores": cores(), "load_before": os.getloadavg()[0]}
     for network, variants in groups(sweep).items():
         routed = [variant for variant in variants if variant.config.routes]
         for first in range(0, max(1, len(routed)), AT_ONCE):

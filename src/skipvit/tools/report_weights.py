@@ -10,6 +10,7 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from skipvit.errors import RunError
+from skipvit.models.scorers import SCORERS
 from skipvit.models.vit import Activations, ViT
 from skipvit.tools.build import batches_of, build_network, open_source
 from skipvit.tools.report_runs import Result, Sweep, Variant
@@ -58,7 +59,7 @@ def kept_over_training(network: ViT, variant: Variant) -> dict[str, np.ndarray]:
     """`images`, and by epoch what the first route keeps of them: positions (n, k); nothing where attention does not choose."""
     run = variant.runs[min(variant.runs)]
     paths = checkpoint.saved(run.path / "checkpoints")
-    if len(paths) < 2 or not network.routers[0].uses_attention:
+    if len(paths) < 2 or not SCORERS[network.spans[0].scorer].attention:
         return {}
     network.set_train(False)
     images, _, noise = sample(run.config, network, open_source(run.config, "val"), PICTURES)

@@ -64,9 +64,8 @@ def refuse_changed(plan: Plan, folder: Path) -> None:
         if path.exists():
             changed = run.config.changed_since(configuration.read(path))
             if changed:
-                raise UsageError(
-                    f"{path}: this run has another {changed[0]} than the plan; remove its folder, or give the plan's file another name"
-                )
+                what = f"this run has another {changed[0]} than the plan"
+                raise UsageError(f"{path}: {what}; remove its folder, or give the plan's file another name")
 
 
 @contextmanager
@@ -141,8 +140,8 @@ def as_text(plan: Plan, folder: Path) -> str:
         done = sum(finished(RunFolder(folder / run.name), run.config) for run in runs)
         warmup, _, cooldown = config.phase_lengths()
         lines.append(
-            f"{name_of(variant, cell):{width}}{len(runs):6}{done:6}{config.optim.epochs:8}{warmup + cooldown:7}{forward.macs / 1e9:9.4f}"
-            f"{cost.gain:10.3f} x{cost.run_gain:9.3f} x"
+            f"{name_of(variant, cell):{width}}{len(runs):6}{done:6}{config.optim.epochs:8}{warmup + cooldown:7}"
+            f"{forward.macs / 1e9:9.4f}{cost.gain:10.3f} x{cost.run_gain:9.3f} x"
         )
     done = sum(finished(RunFolder(folder / run.name), run.config) for run in plan.runs)
     return "\n".join([*lines, f"{len(plan.runs)} runs in {folder}, {done} of them finished; gains are of training, against dense"])

@@ -69,7 +69,8 @@ class Jobs:
 
     def count_epochs(self, run: Run) -> int:
         """Epochs that a run has trained."""
-        return run.config.optim.epochs if run.name in self.done else min(len(self.run_folder(run).records()), run.config.optim.epochs)
+        epochs = run.config.optim.epochs
+        return epochs if run.name in self.done else min(len(self.run_folder(run).records()), epochs)
 
     def follow(self) -> None:
         """Train until all runs have ended.
@@ -83,7 +84,8 @@ class Jobs:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, self.ask_to_stop) for number in numbers}
         self.begun, self.epochs_before = time.monotonic(), sum(self.epochs.values())
-        self.bar = tqdm(total=self.total, initial=self.epochs_before, unit="epoch", desc=self.folder.name, disable=None, smoothing=0)
+        looks = {"unit": "epoch", "desc": self.folder.name, "disable": None, "smoothing": 0}
+        self.bar = tqdm(total=self.total, initial=self.epochs_before, **looks)
         try:
             while self.running or (self.waiting and not self.stops):
                 self.start_some()
@@ -155,7 +157,8 @@ class Jobs:
                 self.free.append(job.place)
                 self.ended(job)
         self.bar.update(sum(self.epochs.values()) - self.bar.n)
-        self.bar.set_postfix_str(f"{len(self.done)} of {len(self.runs)} runs" + f", {len(self.failed)} failed" * bool(self.failed))
+        failed = f", {len(self.failed)} failed" * bool(self.failed)
+        self.bar.set_postfix_str(f"{len(self.done)} of {len(self.runs)} runs{failed}")
 
     def ended(self, job: Job) -> None:
         """Say and remember how a run ended."""
