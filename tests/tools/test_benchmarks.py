@@ -171,6 +171,16 @@ def test_curves_are_measured_once_and_drawn(tmp_path, monkeypatch, capsys):
     assert "network base" in capsys.readouterr().out
 
 
+def test_curves_are_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    module = script("speed_curves", monkeypatch)
+    (tmp_path / "text").write_text("no json")
+    for words in (["--results", "text"], ["--results", "there/is/none.json"], ["--out", "a.text"], ["--rounds", "3"]):
+        monkeypatch.chdir(tmp_path)
+        assert exit_code(lambda: module.main(words)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {words[0]}: {words[1]}")
+
+
 def test_ideals_of_the_curves(monkeypatch):
     module = script("speed_curves", monkeypatch)
     ratios = [module.ideal_memory(module.Point(blocks=blocks)) for blocks in (3, 5, 7, 9)]
