@@ -15,11 +15,12 @@ from PIL import Image
 from reference import forward
 from weights import random_weights
 
+from skipvit import config as configuration
 from skipvit.cli import run
 from skipvit.data.builtin import generate
 from skipvit.errors import RunError
 from skipvit.models.routing import Route
-from skipvit.tools import agreement, convert, export, onnx_graph
+from skipvit.tools import agreement, card, convert, export, onnx_graph
 
 onnxruntime = pytest.importorskip("onnxruntime")
 # A folder of pictures of ImageNet, if there is one; without it the built-in pictures are enlarged.
@@ -73,21 +74,29 @@ def test_largest_difference_is_printed_and_nothing_else_is_there(exported):
 
 def test_the_card_tells_what_was_exported(tiny, exported):
     out, _ = exported
-    card = json.loads((out / "tiny_routed.onnx.json").read_text())
-    for row, size in zip(card["files"], (1, 3)):
+    about = json.loads((out / "tiny_routed.onnx.json").read_text())
+    for row, size in zip(about["files"], (1, 3)):
         assert row["file"] == f"tiny_routed_b{size}.onnx" and row["batch_size"] == size
         assert row["sha256"] == hashlib.sha256((out / row["file"]).read_bytes()).hexdigest()
         assert row["pictures"] == 64 and row["near_ties"] == 0 and 0 <= row["largest_difference"] <= 1e-4
-    (route,) = card["routes"]
+    (route,) = about["routes"]
     assert (route["start"], route["end"], route["keep_ratio"], route["scorer"]) == (1, 3, 0.5, "cls_attention")
-    assert [block["mlp"] for block in card["tokens_of_blocks"]] == [17, 9, 9, 17]  # 16 patches, 8 of them kept
-    assert card["parameters"] == sum(value.size for value in tiny[1].values())
-    assert card["classes"] == [f"kind {i}" for i in range(10)] and card["licence"] == "mine"
-    assert (card["input"]["dtype"], card["input"]["layout"], card["input"]["normalisation"]) == ("uint8", "NHWC", "inside")
-    assert card["metrics"]["exported"] == "routed_ema" and card["metrics"]["validation"]["routed_ema"]["top1"] == 12.5
-    assert card["versions"]["export"]["mindspore"] == ms.__version__ and card["config"]["model"]["width"] == 16
+    assert [block["mlp"] for block in about["tokens_of_blocks"]] == [17, 9, 9, 17]  # 16 patches, 8 of them kept
+    assert about["parameters"] == sum(value.size for value in tiny[1].values())
+    assert about["classes"] == [f"kind {i}" for i in range(10)] and about["licence"] == "mine"
+    assert (about["input"]["dtype"], about["input"]["layout"], about["input"]["normalisation"]) == ("uint8", "NHWC", "inside")
+    assert about["metrics"]["exported"] == "routed_ema" and about["metrics"]["validation"]["routed_ema"]["top1"] == 12.5
+    assert about["versions"]["export"]["mindspore"] == ms.__version__ and about["config"]["model"]["width"] == 16
     text = (out / "tiny_routed.onnx.md").read_text()
     assert "| routed_ema | 12.50 | 50.00 | 2.000 | this export |" in text and "8" in text
+
+
+def test_the_card_says_nothing_of_the_machine(tiny):
+    config = configuration.read(tiny[0] / "config.yaml").model_dump()
+    config["data"]["path"], config["init"]["weights"] = "/home/somebody/pictures", "/home/somebody/deit.safetensors"
+    shared = card.shareable(configuration.Config(**config))
+    assert (shared["data"]["path"], shared["init"]["weights"]) == ("pictures", "deit.safetensors")
+    assert "somebody" not in json.dumps(shared)
 
 
 def test_the_program_on_the_card_runs(exported, monkeypatch):
@@ -121,8 +130,8 @@ def test_mindir_in_parts_dense_and_of_normalised_pictures(tiny, tmp_path, monkey
     last = random_weights(16, 4, 8, 4, 10, seed=18)
     logits = forward(last, images, np.zeros((1, 8), np.float32), depth=4, heads=2, patch=8).logits
     np.testing.assert_allclose(found, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), atol=1e-5)
-    card = json.loads((tmp_path / f"{stem}.mindir.json").read_text())
-    assert card["files"][0]["bytes"] > 4 * card["parameters"] and card["metrics"]["exported"] == "dense"
+    about = json.loads((tmp_path / f"{stem}.mindir.json").read_text())
+    assert about["files"][0]["bytes"] > 4 * about["parameters"] and about["metrics"]["exported"] == "dense"
 
 
 def test_weights_with_timms_names(tiny, tmp_path, capsys):
@@ -132,8 +141,8 @@ def test_weights_with_timms_names(tiny, tmp_path, capsys):
     assert theirs["blocks.0.attn.qkv.weight"].shape == (48, 16) and theirs["patch_embed.proj.weight"].shape == (16, 3, 8, 8)
     ours = convert.from_timm(theirs)
     assert set(ours) == set(tiny[1]) and all(np.array_equal(ours[name], value) for name, value in tiny[1].items())
-    card = json.loads((tmp_path / "tiny.safetensors.json").read_text())
-    assert card["input"]["layout"] == "NCHW" and card["output"]["what"] == "logits"
+    about = json.loads((tmp_path / "tiny.safetensors.json").read_text())
+    assert about["input"]["layout"] == "NCHW" and about["output"]["what"] == "logits"
 
 
 @pytest.mark.parametrize("fault", ["wrong", "does not run", "is not written"])

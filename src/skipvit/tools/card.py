@@ -48,6 +48,7 @@ def card(trained: Trained, kind: str, dtype: str, files: list[dict], licence: st
         "output": output_format(trained, kind),
         "classes": list(trained.classes),
         "data": {"kind": config.data.kind, "name": Path(config.data.path).name if config.data.path else None},
+        "started_from": Path(config.init.weights).name if config.init.weights else None,
         "metrics": metrics(trained),
         "versions": {"training": training_versions(trained), "export": versions()},
         "exported": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -111,7 +112,8 @@ def training_versions(trained: Trained) -> dict | None:
 def shareable(config: configuration.Config) -> dict:
     """The configuration, of paths only the last part: the rest says something of a machine."""
     values = config.model_dump(mode="json")
-    values["data"]["path"] = Path(config.data.path).name if config.data.path else None
+    for group, key in (("data", "path"), ("init", "weights")):
+        values[group][key] = Path(values[group][key]).name if values[group][key] else None
     return values
 
 
@@ -133,6 +135,7 @@ def as_markdown(about: dict) -> str:
             ("weights", f"{about['weights']['checkpoint']}, {'averaged' if about['weights']['averaged'] else 'last'}"),
             ("classes", f"{len(about['classes'])}: {classes}"),
             ("data", f"{about['data']['kind']}{' ' + about['data']['name'] if about['data']['name'] else ''}"),
+            ("started from", about["started_from"] or "weights drawn at random"),
             ("licence", about["licence"]),
         ),
         "## Input and output",
