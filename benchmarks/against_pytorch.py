@@ -18,6 +18,8 @@ from pathlib import Path
 
 os.environ.setdefault("GLOG_v", "4")
 
+from tqdm import tqdm
+
 from skipvit import config as configuration
 from skipvit.cli import exit_code
 from skipvit.config import Config
@@ -25,8 +27,10 @@ from skipvit.errors import UsageError
 from skipvit.tools import bench
 from skipvit.tools.bench import Variant
 from skipvit.tools.bench_report import as_text, report
+from skipvit.tools.turns import Worker
 
 WORKER = str(Path(__file__).with_name("pytorch_worker.py"))
+STEPS, HEAVIEST = 3, 20  # steps that are profiled, operators that are printed
 KINDS = {"plain": "PyTorch", "strong": "PyTorch, fused kernels"}
 
 
@@ -41,6 +45,7 @@ def parser() -> configuration.OneLineParser:
     result.add_argument("--torch_python", default=sys.executable, metavar="FILE", help="Python with PyTorch (default: this)")
     result.add_argument("--rounds", type=int, default=20, metavar="N", help="turns of each (default: 20)")
     result.add_argument("--widest", type=float, default=0.05, metavar="X", help="as of skipvit bench")
+    result.add_argument("--operators", action="store_true", help="instead: the heaviest operators of PyTorch's step")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     result.set_defaults(mode="training", parts=False, with_data=False, plain=False, out=None)
     return result
@@ -50,12 +55,17 @@ def main(words: list[str]) -> None:
     config, options = configuration.from_words(parser(), words)
     bench.check(options)
     config = comparable(config)
-    result = bench.beginning(options.mode, options.rounds, options.widest)
-    result["versions"] = {"torch": torch_version(options.torch_python), "mindspore": version("mindspore")}
     kinds = list(KINDS) if options.pytorch == "both" else [options.pytorch]
+    theirs = [pytorch(config, kind, options) for kind in kinds]
+    versions = {"torch": torch_version(options.torch_python), "mindspore": version("mindspore")}
+    if options.operators:
+        print("\n\n".join(map(operators, theirs)))
+        return
+    result = bench.beginning(options.mode, options.rounds, options.widest)
+    result["versions"] = versions
     options.configs = [options.config]
     ours = bench.variants_of([config], options)
-    variants = bench.measure([pytorch(config, kind, options) for kind in kinds] + ours, options)
+    variants = bench.measure(theirs + ours, options)
     # Against PyTorch, and ours among themselves: there the ideal means something.
     result["batches"] = [report(variants, [], options.widest), report(ours, [], options.widest)]
     print(json.dumps(result, allow_nan=False) if options.json else as_text(result))
@@ -92,6 +102,21 @@ def pytorch(config: Config, kind: str, options) -> Variant:
     variant = Variant(f"{config.name} {KINDS[kind]}", options.config, config, "dense", ("step",))
     variant.words, variant.python = (WORKER, kind), options.torch_python
     return variant
+
+
+def operators(variant: Variant) -> str:
+    """The heaviest operators of a PyTorch step, as benchmarks/heaviest_operators.py lists ours."""
+    worker = Worker(variant.name, variant.words, variant.python)
+    try:
+        worker.ready()
+        bench.prepare(variant, worker, training=True, bar=tqdm(disable=True))
+        found = worker.ask("operators", STEPS)
+    finally:
+        worker.end()
+    everything = sum(ms for *_, ms in found)
+    lines = [f"{variant.name}, batch {variant.config.data.batch_size}: operators of a step, {everything:.1f} ms in all"]
+    lines += [f"{ms:9.2f}{100 * ms / everything:6.1f} %{count:7}  {name}" for name, count, ms in found[:HEAVIEST]]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

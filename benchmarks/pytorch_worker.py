@@ -9,6 +9,7 @@ from typing import Any, Callable
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from pytorch_vit import PyTorchStep
 from skipvit.tools.timed import Timed
@@ -35,6 +36,13 @@ class PyTorchBench(Timed):
 
     def _step(self) -> Callable[[], Tensor]:
         return partial(self.train, self.images, self.labels)
+
+    def operators(self, steps: int) -> list[tuple[str, int, float]]:
+        """Name, calls and own milliseconds of a step's operators, heaviest first, by PyTorch's profiler."""
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            self.turn("step", steps)
+        found = [(e.key, e.count // steps, e.self_cpu_time_total / 1000 / steps) for e in profiler.key_averages()]
+        return sorted(found, key=lambda operator: -operator[2])
 
     def wait(self, result: Tensor) -> None:
         result.item()

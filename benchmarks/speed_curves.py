@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from skipvit import config as configuration
 from skipvit.cli import exit_code
+from skipvit.errors import UsageError
 from skipvit.tools import bench
 from skipvit.tools.cost import cost_of
 
@@ -74,12 +75,23 @@ def main(words: list[str]) -> None:
     parser.add_argument("--results", type=Path, default=DOCS / "curves.json", metavar="FILE", help="default: docs/curves.json")
     parser.add_argument("--out", type=Path, default=DOCS / "curves.png", metavar="FILE", help="default: docs/curves.png")
     options = parser.parse_args(words)
-    results = json.loads(options.results.read_text()) if options.results.exists() else {}
+    bench.check(bench.parser().parse_args(["", "--rounds", str(options.rounds), "--out", str(options.out)]))
+    results = measured_before(options.results)
     if not options.draw:
         chosen = [options.curve] if options.curve else list(CURVES)
         measure({point.name: point for curve in chosen for point in CURVES[curve][1].values()}, results, options)
     print(table(results))
     figure_of(results).savefig(options.out, dpi=110)
+
+
+def measured_before(file: Path) -> dict:
+    """Results by the points' names. Raises UsageError for a file that holds none, or a folder that is not there."""
+    if not file.parent.is_dir():
+        raise UsageError(f"--results: {file} is not in a folder that exists")
+    try:
+        return json.loads(file.read_text()) if file.exists() else {}
+    except ValueError:
+        raise UsageError(f"--results: {file} does not hold results of this script; name another file, or delete it") from None
 
 
 def measure(points: dict[str, Point], results: dict, options: argparse.Namespace) -> None:

@@ -39,6 +39,8 @@ class Subject:
         return steps * self.seconds
     def skipped(self):
         return 0
+    def operators(self, steps):
+        return [("aten::mm", 98, 75.0), ("aten::gelu", 12, 25.0)]
 
 serve(Subject(), sys.argv[2:])
 """
@@ -59,12 +61,15 @@ def script(name, monkeypatch):
 def test_pytorch_beside_ours(file, tmp_path, monkeypatch, capsys):
     module, subject = script("against_pytorch", monkeypatch), tmp_path / "subject.py"
     subject.write_text(SUBJECT)
-    monkeypatch.setattr(bench, "Worker", lambda name, words, python: Worker(name, [str(subject), words[-1]], python))
+    for where in (bench, module):
+        monkeypatch.setattr(where, "Worker", lambda name, words, python: Worker(name, [str(subject), words[-1]], python))
     monkeypatch.setattr(module, "torch_version", lambda python: "0.0")
     words = [str(file), "--rounds", "6", "--pytorch", "both"]
     module.main(words)
     out = capsys.readouterr().out
     assert out.count("1.20 x (1.20 to 1.20)") == 1 and out.count("1.50 x (1.50 to 1.50)") == 2 and "torch 0.0" in out
+    module.main([*words, "--operators"])
+    assert "    75.00  75.0 %     98  aten::mm" in capsys.readouterr().out
     module.main([*words, "--json"])
     result = json.loads(capsys.readouterr().out)
     against, ours = result["batches"]
@@ -164,6 +169,16 @@ def test_curves_are_measured_once_and_drawn(tmp_path, monkeypatch, capsys):
     module.main([*words[2:], "--draw"])
     assert len(asked) == 7 and (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert "network base" in capsys.readouterr().out
+
+
+def test_curves_are_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    module = script("speed_curves", monkeypatch)
+    (tmp_path / "text").write_text("no json")
+    for words in (["--results", "text"], ["--results", "there/is/none.json"], ["--out", "a.text"], ["--rounds", "3"]):
+        monkeypatch.chdir(tmp_path)
+        assert exit_code(lambda: module.main(words)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {words[0]}: {words[1]}")
 
 
 def test_ideals_of_the_curves(monkeypatch):
