@@ -55,10 +55,10 @@ class Together(nn.Cell):
         names = [["logits", f"blocks.{SIZE.depth - 1}", *(f"routes.{r}.kept" for r in range(len(n.spans)))] for n in networks]
         self.activations = nn.CellList([Activations(n, seen) for n, seen in zip(networks, names)])
 
-    def construct(self, images, *noise):
+    def construct(self, images, noise):
         results = ()
-        for i in range(len(self.activations)):
-            results = results + (self.activations[i](images, noise[i]),)
+        for activations in self.activations:
+            results = results + (activations(images, noise),)
         return results
 
 
@@ -70,15 +70,15 @@ class Slopes(nn.Cell):
         self.together, self.weights = together, [[Tensor(w) for w in pair] for pair in weights]
         self.parameters = ms.ParameterTuple(together.networks.trainable_params())
 
-    def objective(self, images, *noise):
+    def objective(self, images, noise):
         total = 0.0
-        results = self.together(images, *noise)
+        results = self.together(images, noise)
         for i in range(len(results)):
             total = total + (results[i][0] * self.weights[i][0]).sum() + (results[i][1] * self.weights[i][1]).sum()
         return total
 
-    def construct(self, images, *noise):
-        return ms.grad(self.objective, None, self.parameters)(images, *noise)
+    def construct(self, images, noise):
+        return ms.grad(self.objective, None, self.parameters)(images, noise)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +96,8 @@ def compiled():
                     parameter.set_data(Tensor(values[parameter.name]))
             rng = np.random.default_rng(0)
             images = rng.normal(size=(BATCH, IMAGE, IMAGE, 3)).astype(np.float32)
-            noise = [np.random.default_rng(1).random((BATCH, n.noise_width), np.float32) for n in networks]
-            inputs, cell = (images, *noise), Together(networks).set_train()
+            noise = rng.random((BATCH, max(n.noise_width for n in networks)), np.float32)  # each reads its first columns
+            inputs, cell = (images, noise), Together(networks).set_train()
             seen = cell(*(Tensor(array) for array in inputs))
             made[formulation] = cell, inputs, {name: [a.asnumpy() for a in each] for name, each in zip(NAMES, seen)}, values
         return made[formulation]
@@ -112,11 +112,11 @@ def test_every_method_file_is_described():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_keeps_and_gives_what_its_description_says(compiled, name):
-    _, (images, *noise), seen, values = compiled("gather")
+    _, (images, noise), seen, values = compiled("gather")
     net = published.Net(values, SIZE.depth, SIZE.heads, PATCH)
     logits, tokens, *kept = seen[name]
     for b in range(BATCH):
-        expected, chosen = described(name, net, net.tokens(images[b]), noise[NAMES.index(name)][b].astype(float))
+        expected, chosen = described(name, net, net.tokens(images[b]), noise[b].astype(float))
         assert [list(k[b]) for k in kept] == [list(k) for k in chosen]
         np.testing.assert_allclose(tokens[b], expected, rtol=2e-5, atol=2e-5)
         np.testing.assert_allclose(logits[b], net.logits(expected), rtol=2e-5, atol=2e-5)
@@ -124,7 +124,7 @@ def test_a_method_keeps_and_gives_what_its_description_says(compiled, name):
 
 def test_the_mixed_batch_is_mixed(compiled):
     """So that the comparison above sees both of its rules."""
-    coins = compiled("gather")[1][1 + NAMES.index("mixed")][:, DRAWN + 16]
+    coins = compiled("gather")[1][1][:, DRAWN + 16]
     assert (coins < 0.5).any() and (coins >= 0.5).any()
 
 
