@@ -302,8 +302,8 @@ class ViT(nn.Cell):
         formulation: `gather` or `matmul`, see `routing.Router`.
         drop_path: drop rate of the last block, linear from 0 at the first.
         exact_gelu: erf GELU, for weights that were trained with it; else the tanh form.
-        fused_kernels: MindSpore's layer norm, softmax gradient and GELU kernels, right for Ascend; else the same functions
-            written out, which is faster on CPU.
+        fused_kernels: MindSpore's layer norm and GELU kernels and its gradients of softmax and bias, right for Ascend; else the
+            same functions written out, which is faster on CPU.
         dtype: of the matrix products, float32 or float16; parameters, residual stream, layer norm and softmax are float32.
 
     Raises:
