@@ -10,8 +10,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
-from mindspore.ops.auto_generate import SigmoidGrad
 
+from skipvit.models.kernels import NORM_EPSILON, AddBias, Attend, AttendByHand, NormalizeRows, TanhGelu
 from skipvit.models.routing import Formulation, Leading, Route, Router, resolve
 from skipvit.models.scorers import cls_row
 from skipvit.models.sizes import Size
@@ -19,27 +19,6 @@ from skipvit.models.sizes import Size
 # Channel statistics of ImageNet on the 0..255 scale: the field's normalisation for uint8 pictures.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-NORM_EPSILON = 1e-6
-
-
-class AddBias(nn.Cell):
-    """Rows (R, D) plus a bias (D,). Its gradient is a product with ones, many times faster than MindSpore's CPU kernel."""
-
-    def construct(self, rows, bias):
-        return ops.BiasAdd()(rows, bias)
-
-    def bprop(self, rows, bias, out, dout):
-        return dout, sum_of_rows(dout)
-
-
-def sum_of_rows(x):
-    """(R, D) -> (D,)."""
-    return ops.Reshape()(ops.MatMul()(ops.Ones()((1, x.shape[0]), x.dtype), x), (x.shape[1],))
-
-
-def across(column, width):
-    """A column (R, 1) as wide as (R, width): MindSpore's CPU kernels are slow where one side of + - * is narrower."""
-    return ops.Tile()(column, (1, width))
 
 
 class Dense(nn.Cell):
@@ -64,31 +43,6 @@ class Dense(nn.Cell):
         return ops.Reshape()(self.add_bias(y, ops.Cast()(self.bias, self.dtype)), x.shape[:-1] + (self.outputs,))
 
 
-class NormalizeRows(nn.Cell):
-    """Layer norm of rows x (R, D) with its gradient written out: several times MindSpore's CPU kernel.
-
-    Returns the normalised rows, and the centred rows and inverse deviations (R, 1), which the gradient needs.
-    """
-
-    def construct(self, x, weight, bias):
-        width = x.shape[1]
-        centred = x - across(ops.ReduceMean(True)(x, 1), width)
-        inverse_std = ops.Rsqrt()(ops.ReduceMean(True)(centred * centred, 1) + NORM_EPSILON)
-        scale = ops.MatMul()(inverse_std, ops.Reshape()(weight, (1, width)))
-        return ops.BiasAdd()(centred * scale, bias), centred, inverse_std
-
-    def bprop(self, x, weight, bias, out, dout):
-        _, centred, inverse_std = out
-        dy, row = dout[0], ops.Reshape()(weight, (1, x.shape[1]))
-        product = dy * centred
-        dweight = ops.Reshape()(ops.MatMul(transpose_a=True)(inverse_std, product), weight.shape)
-        # With y the rows before weight and bias: dx = (dy w - mean(dy w) - y mean(dy w y)) / std
-        dx = dy * ops.MatMul()(inverse_std, row)
-        along = ops.MatMul(transpose_b=True)(product, row) * (inverse_std * inverse_std * inverse_std / x.shape[1])
-        dx = dx - across(ops.ReduceMean(True)(dx, 1), x.shape[1]) - centred * across(along, x.shape[1])
-        return dx, dweight, sum_of_rows(dy)
-
-
 class LayerNorm(nn.Cell):
     """Layer normalisation over the last axis in float32, epsilon 1e-6 as in timm's ViT."""
 
@@ -105,37 +59,6 @@ class LayerNorm(nn.Cell):
             return self.norm(x, self.weight, self.bias)[0]
         y, _, _ = self.normalize_rows(ops.Reshape()(x, (-1, self.width)), self.weight, self.bias)
         return ops.Reshape()(y, x.shape)
-
-
-class Attend(nn.Cell):
-    """softmax(q k^T) v over (B, heads, N, d). The products are of the compute dtype, the softmax is float32.
-
-    Returns the values (B, heads, N, d) and the attention (B, heads, N, N), of the compute dtype.
-    """
-
-    def construct(self, q, k, v):
-        logits = ops.Cast()(ops.BatchMatMul(transpose_b=True)(q, k), ms.float32)
-        attention = ops.Cast()(ops.Softmax(-1)(logits), v.dtype)
-        return ops.BatchMatMul()(attention, v), attention
-
-
-class AttendByHand(Attend):
-    """The same with its gradient written out, which passes over the N x N map once where MindSpore's does several times.
-
-    The softmax's gradient is p (dp - sum(p dp)), and sum(p dp) = y dy (FlashAttention, arXiv 2205.14135, appendix B.2): so the
-    difference is one product, of dy with that sum as another column and v with ones.
-    """
-
-    def bprop(self, q, k, v, out, dout):
-        y, attention = out
-        dy = dout[0]
-        dv = ops.BatchMatMul(transpose_a=True)(attention, dy)
-        terms = ops.Reshape()(ops.Cast()(dy * y, ms.float32), (-1, y.shape[3]))
-        sums = ops.Reshape()(ops.Cast()(ops.ReduceSum(True)(terms, 1), dy.dtype), y.shape[:3] + (1,))
-        left = ops.Concat(-1)((dy, -sums))
-        right = ops.Concat(-1)((v, ops.OnesLike()(sums)))
-        dlogits = attention * ops.BatchMatMul(transpose_b=True)(left, right)
-        return ops.BatchMatMul()(dlogits, k), ops.BatchMatMul(transpose_a=True)(dlogits, q), dv
 
 
 class PatchEmbed(nn.Cell):
@@ -188,23 +111,6 @@ class Attention(nn.Cell):
         k, v = self.keys_values(x)
         y, _ = self.attend(q * (self.head_width**-0.5), k, v)
         return self.proj(ops.Reshape()(ops.Transpose()(y, (0, 2, 1, 3)), x.shape)), q, k, v
-
-
-class TanhGelu(nn.Cell):
-    """The tanh approximation of GELU with its gradient written out, in float32 (the cube of a large float16 overflows).
-
-    It is x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3). Returns that and its derivative: the backward pass is then one
-    product, and keeps one array instead of all steps between.
-    """
-
-    def construct(self, x):
-        slope = 1.5957691216057308 + 0.07135481627260025 * x * x  # 2 u / x
-        sigmoid = ops.Sigmoid()(x * slope)
-        inner = 3.0 * slope - 3.1915382432114616  # derivative of 2 u
-        return x * sigmoid, SigmoidGrad()(sigmoid, x) * inner + sigmoid
-
-    def bprop(self, x, out, dout):
-        return (dout[0] * out[1],)
 
 
 class Gelu(nn.Cell):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
@@ -10,7 +11,7 @@ from typing import Any, Callable
 WARM_UP_STEPS = 2  # after the first one, which compiles
 
 
-class Timed:
+class Timed(ABC):
     """What a process does in its turns (`turns.serve`): jobs by name, each a function that runs a step.
 
     A subclass has a method `_NAME` for each job, which builds that function, and `wait`.
@@ -44,9 +45,9 @@ class Timed:
         self.wait(result)
         return time.perf_counter() - begun
 
+    @abstractmethod
     def wait(self, result: Any) -> None:
         """Return when a step's result is there."""
-        raise NotImplementedError
 
     def memory(self) -> int:
         """Bytes in use: here those of the process (resident)."""

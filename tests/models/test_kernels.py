@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from skipvit.models.vit import AddBias, AttendByHand, NormalizeRows, TanhGelu
+from skipvit.models.kernels import AddBias, AttendByHand, NormalizeRows, TanhGelu
 
 
 def attention(q, k, v):
