@@ -215,7 +215,7 @@ def test_wrong_words_are_refused(tiny, capsys, words, code, message):
 def test_without_the_libraries_it_says_what_to_install(tiny, monkeypatch, capsys):
     monkeypatch.setattr(onnx_graph, "onnx", None)
     assert run("export", [str(tiny[0]), "--to", "onnx"]) == 2
-    assert "needs `pip install onnx onnxruntime`" in error_line(capsys)
+    assert "needs `pip install -e '.[onnx]'`" in error_line(capsys)
 
 
 @pytest.fixture(scope="module")

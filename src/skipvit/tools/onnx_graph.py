@@ -37,7 +37,7 @@ INPUT, OUTPUT = "images", "probabilities"
 def require() -> None:
     """Raises UsageError if the libraries are not installed."""
     if onnx is None:
-        raise UsageError("--to onnx: needs `pip install onnx onnxruntime`")
+        raise UsageError("--to onnx: needs `pip install -e '.[onnx]'`")
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
