@@ -107,6 +107,7 @@ def test_every_method_file_is_described():
                             "tread", "random_ltd", "idlevit", "token_dropping"})  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_keeps_and_gives_what_its_description_says(compiled, name):
     _, (images, noise), seen, values = compiled("gather")
@@ -119,6 +120,7 @@ def test_a_method_keeps_and_gives_what_its_description_says(compiled, name):
         np.testing.assert_allclose(logits[b], net.logits(expected), rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_mixed_batch_is_mixed(compiled):
     """So that the comparison above sees both of its rules."""
     coins = compiled("gather")[1][1][:, DRAWN + 16]

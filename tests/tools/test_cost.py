@@ -53,7 +53,7 @@ def test_a_frozen_network_has_no_backward():
     assert routed.activations == 0 and "no activations kept" in as_text(config, cost)
 
 
-@pytest.mark.parametrize("formulation", ["gather", "matmul"])
+@pytest.mark.parametrize("formulation", [pytest.param("gather", marks=pytest.mark.slow), "matmul"])
 def test_counts_are_those_of_the_exported_graphs(formulation):
     # The dense training step is the same in both formulations: one has a dense phase.
     phases = {"dense_warmup_epochs": 2 if formulation == "gather" else 0}
