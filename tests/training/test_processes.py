@@ -114,8 +114,20 @@ def test_what_a_rank_started_ends_with_it(job, tmp_path, ends):
     child = f"import subprocess; c = subprocess.Popen(['sleep', '60']); open('{tmp_path}/child', 'w').write(str(c.pid))\n"
     running = job(child + ends, f"\nwhile not os.path.exists('{tmp_path}/child'): time.sleep(0.02)\ntime.sleep(0.2)\nsys.exit(1)")
     assert running.follow() == 1
-    number = int((tmp_path / "child").read_text())
-    assert not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
+    assert gone(int((tmp_path / "child").read_text()))
+
+
+def gone(number, within_s=5.0):
+    """Whether a process has ended or does so soon: one that is killed may still be seen for a moment on a busy machine."""
+    latest = time.monotonic() + within_s
+    while time.monotonic() < latest:
+        try:
+            if psutil.Process(number).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def test_nothing_is_left_when_the_launcher_itself_goes_wrong(job, monkeypatch):
