@@ -212,7 +212,7 @@ class VitGraph:
         """Twin of `Router.score` and `Router.mask`; what a `random` or `grid` route keeps is known already.
 
         Raises:
-            KeyError: a scorer that has no twin here.
+            UsageError: a scorer that has no twin here.
         """
         if span.scorer in SIGN:
             weights = self.score(span, heads)
@@ -221,7 +221,10 @@ class VitGraph:
             patches, _ = self.op("TopK", best, np.array([span.kept]), outputs=2, largest=0)  # sorts them
         else:
             noise = self.noise[first_noise : first_noise + span.tokens]
-            ranking = {"random": noise, "grid": grid_mask(span.tokens, span.kept)}[span.scorer]
+            twins = {"random": noise, "grid": grid_mask(span.tokens, span.kept)}
+            if span.scorer not in twins:
+                raise UsageError(f"--to onnx: scorer {span.scorer} has no twin in tools/onnx_graph.py; export --dense or --to mindir")
+            ranking = twins[span.scorer]
             best = np.sort(np.argsort(-ranking.astype(np.float32), kind="stable")[: span.kept])
             patches = self.constant(np.tile(best, (self.batch, 1)))
             weights = self.constant(np.ones((self.batch, span.tokens), np.float32)) if span.fuse else ""
