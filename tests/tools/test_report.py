@@ -12,7 +12,7 @@ from PIL import Image
 
 from skipvit import config as configuration
 from skipvit.cli import run
-from skipvit.tools import bench, report_bench, report_weights
+from skipvit.tools import bench, report_bench, report_blocks, report_weights
 from skipvit.tools.plan import Run
 from skipvit.tools.report_runs import read_sweep
 
@@ -62,7 +62,7 @@ def sweep(tmp_path_factory):
     for epochs, tops in WARMUP.items():
         keys = ROUTED | {"phases": {"dense_warmup_epochs": epochs}, "ema": {"decay": 0.0}, "optim": {"epochs": 4, "warmup_epochs": 0}}
         for seed, top1 in enumerate(tops):
-            name, point = f"long-dense_warmup_epochs_{epochs}", {"phases.dense_warmup_epochs": epochs}
+            name, point = f"long-dense_warmup_epochs_{epochs}", {"phases.dense_warmup_epochs": f"{25 * epochs}%"}
             runs.append(write_run(folder, f"{name}-s{seed}", "long", seed, keys, [(50.0, top1)] * 2, name, point))
     runs.append(runs[-1] | {"name": "lost-s0", "method": "lost", "variant": "lost"})
     about = {"plan": "made_up", "baseline": "dense", "target": 90.0, "runs": runs}
@@ -173,6 +173,13 @@ def test_the_page_is_one_small_file_that_needs_no_network(complete):
     assert len(sources) == 6 and all(source.startswith("data:image/png;base64,") for source in sources)
     for source in sources:
         assert base64.b64decode(source.split(",")[1]).startswith(b"\x89PNG")
+
+
+def test_accuracy_is_drawn_over_numbers_and_over_shares(complete):
+    assert "# Accuracy over phases.dense_warmup_epochs, %\n" in (complete / "report.md").read_text()
+    assert report_blocks._number(("routes.0.keep_ratio", 0.3)) == ("routes.0.keep_ratio", 0.3)
+    assert report_blocks._number(("phases.dense_warmup_epochs", "2.5%")) == ("phases.dense_warmup_epochs, %", 2.5)
+    assert report_blocks._number(("size", "small")) is None and report_blocks._number(("phases.hold", True)) is None
 
 
 def test_the_markdown_names_figures_that_are_there(complete):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,21 @@ def test_method_files_are_scaled_to_each_depth(tmp_path, capsys):
     assert "set it in the plan" in refused(plan, capsys, "--model.depth", "8")
     write(tmp_path, methods={"way": {"from": "way.yaml", "model.size": "huge"}})
     assert "methods.way: model.size: input should be" in refused(plan, capsys)
+
+
+def test_another_base_goes_without_common_and_scales_the_routes_of_the_plan(tmp_path, capsys):
+    deep = BASE | {"model": BASE["model"] | {"depth": 12}, "optim": BASE["optim"] | {"epochs": 20}}
+    (tmp_path / "deep.yaml").write_text(yaml.safe_dump(deep))
+    ways = {"own": {"routes": [{"start": 2, "end": 5}], "grid": {"routes.0.keep_ratio": [0.3, 0.6]}, "phases": {"dense_warmup_epochs": "5%"}}}
+    path = write(tmp_path, seeds=1, blocks=6, common={"model.depth": 6, "optim.epochs": 9}, methods={"dense": {}} | ways)
+    here = [(run.config.optim.epochs, *(astuple(r)[:3] for r in run.config.routes)) for run in plans.read(path).runs]
+    assert here == [(9,), (9, (2, 5, 0.3)), (9, (2, 5, 0.6))]
+    there = [(run.config.optim.epochs, *(astuple(r)[:3] for r in run.config.routes)) for run in plans.read(path, base=tmp_path / "deep.yaml").runs]
+    assert there == [(20,), (20, (4, 11, 0.3)), (20, (4, 11, 0.6))]
+    assert "set it in the plan" in refused(path, capsys, "--model.depth", "8")
+    assert "nowhere.yaml: no such config file" in refused(path, capsys, "--base", "nowhere.yaml")
+    write(tmp_path, blocks=6, methods={"dense": {}, "own": {"routes": [{"start": 2, "end": 5, "keepratio": 1}]}})
+    assert "methods.own: routes.0.keepratio is not a key; did you mean keep_ratio?" in refused(path, capsys)
 
 
 STUDIES = [path for path in sorted((SRC.parent / "configs" / "studies").glob("*.yaml")) if not path.stem.startswith("base_")]

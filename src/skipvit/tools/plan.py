@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from skipvit import config as configuration
 from skipvit.config import Config, Group, ModelConfig, nearest
 from skipvit.errors import UsageError
-from skipvit.tools.methods import BLOCKS, read_method
+from skipvit.tools.methods import BLOCKS, read_method, scaled
 
 Values = dict[str, Any]
 Grid = dict[str, list[Any] | dict[str, Values]]
@@ -35,7 +35,9 @@ class PlanFile(Group):
     grid: Values = {}
     """for all methods: by key its values, or by label names and the keys that each sets; all combinations are run"""
     common: Values = {}
-    """keys that all runs have, over the base"""
+    """keys that all runs have, over the plan's base; another base goes without them"""
+    blocks: int | None = Field(None, ge=1)
+    """of the network that routes in the plan are written for; on another they are scaled as in method files; null: they are taken as they are"""
     baseline: str | None = None
     """the method that all are compared to; null: the first"""
     target: float | None = Field(None, gt=0, lt=100)
@@ -76,11 +78,12 @@ class Plan:
     target: float | None
 
 
-def read(path: Path, check: Callable[[Values, str], Config] = configuration.checked) -> Plan:
+def read(path: Path, check: Callable[[Values, str], Config] = configuration.checked, base: Path | None = None) -> Plan:
     """Read a plan and resolve it into runs.
 
     Args:
         check: makes a configuration from values and the place to name in an error; it may lay a command line over them.
+        base: the run to begin with instead of the plan's base and `common`.
 
     Raises:
         UsageError: one line: a missing file, an unknown key, a method or run that is there twice, a configuration that is refused.
@@ -98,10 +101,13 @@ def read(path: Path, check: Callable[[Values, str], Config] = configuration.chec
         raise UsageError(f"{path}: baseline: {baseline} is not one of the methods" + nearest(baseline, plan.methods))
     if isinstance(plan.methods[baseline], dict) and "grid" in plan.methods[baseline]:
         raise UsageError(f"{path}: methods.{baseline}.grid: the baseline is to be one method; let others have the grid, or all")
-    base = over(configuration.read_yaml(base_of(path, plan)), plan.common, f"{path}: common")
+    if base is None:
+        values = over(configuration.read_yaml(base_of(path, plan)), plan.common, f"{path}: common")
+    else:
+        values = configuration.read_yaml(base)
     runs: list[Run] = []
     for method, given in plan.methods.items():
-        runs += _runs_of(path, method, given, base, plan.grid, seeds, check)
+        runs += _runs_of(path, method, given, values, plan, seeds, check)
     return Plan(path.stem, _without_twins(path, runs), baseline, plan.target)
 
 
@@ -112,7 +118,7 @@ def base_of(path: Path, plan: PlanFile) -> Path:
 
 
 def _runs_of(
-    path: Path, method: str, given: str | Values | None, base: Values, grid: Grid, seeds: list[int], check: Callable
+    path: Path, method: str, given: str | Values | None, base: Values, plan: PlanFile, seeds: list[int], check: Callable
 ) -> Iterator[Run]:
     where = f"{path}: methods.{method}"
     if not _NAME.fullmatch(method):
@@ -120,11 +126,13 @@ def _runs_of(
     own = {"from": given} if isinstance(given, str) else dict(given or {})
     file, own_grid = own.pop("from", None), own.pop("grid", {})
     _refuse_names(own, where)
-    for cell, of_cell in points(grid, f"{path}: grid"):
+    for cell, of_cell in points(plan.grid, f"{path}: grid"):
         for point, of_point in points(own_grid, f"{where}.grid"):
             layers = [(own, where), (of_cell, f"{path}: grid"), (of_point, f"{where}.grid")]
             depth = _depth(base, [keys for keys, _ in layers])
             values = base if file is None else over(base, read_method(path.parent / str(file), depth), where)
+            if plan.blocks and isinstance(own.get("routes"), list):
+                layers[0] = own | scaled({"routes": own["routes"]}, depth, plan.blocks, where), where
             for keys, place in layers:
                 values = over(values, keys, place)
             variant = "-".join([method, *_words(point)])
@@ -133,8 +141,8 @@ def _runs_of(
                 config = check(values | {"name": name, "seed": seed}, where if not (cell or point) else f"{where} ({name})")
                 if (config.name, config.seed) != (name, seed):
                     raise UsageError("--name, --seed: the sweep sets them; use the plan's seeds, and its methods' names")
-                if file is not None and config.model.shape().depth != depth:
-                    raise UsageError("--model.depth, --model.size: the plan scales method files to its depth; set it in the plan")
+                if (file is not None or plan.blocks) and config.model.shape().depth != depth:
+                    raise UsageError("--model.depth, --model.size: the plan scales routes to its depth; set it in the plan, or in another --base")
                 yield Run(name, method, variant, "-".join(_words(cell)), seed, cell | point, config)
 
 
@@ -188,7 +196,7 @@ def _refuse_names(keys: Values, where: str) -> None:
 
 def _words(point: dict[str, Any]) -> list[str]:
     """A point of a grid as parts of a folder's name: the key's last part and the value, e.g. `keep_ratio_0.45`."""
-    texts = (f"{str(key).split('.')[-1]}_{value}" for key, value in point.items())
+    texts = (f"{str(key).split('.')[-1]}_{value}".replace("%", "pct") for key, value in point.items())
     return [re.sub(r"[^A-Za-z0-9_.]+", "_", text) for text in texts]
 
 

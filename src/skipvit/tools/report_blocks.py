@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def _grids(sweep: Sweep) -> list[list[Block]]:
     """A curve for each key that methods vary over numbers."""
     series: dict[str, dict[str, list[tuple[float, Mean]]]] = {}
     for variant in sweep.variants:
-        numbers = {key: value for key, value in variant.point.items() if type(value) in (int, float)}
+        numbers = dict(number for number in map(_number, variant.point.items()) if number)
         if len(numbers) == 1:
             ((key, value),) = numbers.items()
             series.setdefault(key, {}).setdefault(f"{variant.method} {variant.cell}".strip(), []).append((value, variant.top1()))
@@ -116,11 +117,20 @@ def _grids(sweep: Sweep) -> list[list[Block]]:
         methods = {label: points for label, points in methods.items() if len(points) > 1}
         if methods:
             base = sweep.baseline_of(sweep.variants[0])
-            name = "curve_" + "".join(c if c.isalnum() else "_" for c in key)
+            name = "curve_" + re.sub(r"\W+", "_", key).strip("_")
             caption = f"Top-1 of the forward that counts over {key}; grey: {sweep.baseline}. Mean and 95 % interval."
             figure = grid_figure(key, methods, base.top1() if base is not None and not base.point else None)
             result.append([Heading(f"Accuracy over {key}"), Picture(name, figure, caption)])
     return result
+
+
+def _number(of_grid: tuple[str, Any]) -> tuple[str, float] | None:
+    """A grid's key and value if it is a number, or a share such as `5%`, of which the key then says so."""
+    key, value = of_grid
+    if type(value) in (int, float):
+        return key, value
+    share = re.fullmatch(r"([\d.]+) ?%", str(value))
+    return (f"{key}, %", float(share[1])) if share else None
 
 
 def _matrix_blocks(sweep: Sweep, matrix: dict[str, dict[int, float]]) -> list[Block]:

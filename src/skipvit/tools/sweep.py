@@ -29,6 +29,7 @@ examples:
   skipvit sweep configs/studies/mechanisms.yaml
   skipvit sweep configs/studies/mechanisms.yaml --dry-run
   skipvit sweep configs/studies/cifar10.yaml --data.path /path/to/cifar10
+  skipvit sweep configs/studies/places.yaml --base configs/studies/base_imagenet.yaml --runs runs/imagenet --data.path /data/imagenet
 
 exit codes: 0 all runs are finished, 1 some failed, 2 refused before it began, 3 stopped by SIGTERM or Ctrl-C (a second one kills)
 """
@@ -38,6 +39,7 @@ def parser() -> configuration.OneLineParser:
     result = configuration.OneLineParser(prog="skipvit sweep", description="Train all runs of a plan.", epilog=EPILOG)
     result.add_argument("plan", metavar="PLAN", help="YAML file: base, methods, grid, seeds")
     result.add_argument("--runs", default="runs", metavar="FOLDER", help="where the plan's folder is made (default: runs)")
+    result.add_argument("--base", metavar="FILE", help="YAML file of a run to begin with, instead of the plan's base and `common`")
     result.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one a core, or a card)")
     result.add_argument("--dry-run", action="store_true", help="only list the runs, with their ideal gains")
     return result
@@ -45,7 +47,7 @@ def parser() -> configuration.OneLineParser:
 
 def main(words: list[str]) -> None:
     options, check = configuration.overriding(parser(), words)
-    plan = read(Path(options.plan), check)
+    plan = read(Path(options.plan), check, options.base and Path(options.base))
     folder = Path(options.runs) / plan.name
     refuse_changed(plan, folder)
     if options.dry_run:
