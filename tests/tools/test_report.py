@@ -124,6 +124,13 @@ def test_accuracies_and_paired_differences(sweep, without_speed):
     assert [row[0] for row in tables(sweep)][:6] == order
 
 
+def test_another_method_can_be_the_baseline(sweep, tmp_path):
+    """Of dense, 90, 92, 94, and random, each by seed; random's own difference to dense with the other sign."""
+    assert run("report", [str(sweep), "--baseline", "random", "--out", str(tmp_path / "report")]) == 0
+    assert rows_of(tmp_path, "dense")[0][-2:] == ["+9.83 ± 0.72", "above random"]
+    assert rows_of(tmp_path, "random")[0][-1] == "baseline"
+
+
 def test_it_says_how_many_seeds_what_is_missing_and_that_it_does_not_rank(without_speed):
     _, markdown, page = without_speed
     assert "5 methods, 3 seeds (0, 1, 2); 15 of 16 runs are finished" in markdown and "left out: lost-s0." in markdown
@@ -208,6 +215,8 @@ def test_kept_patches_are_read_by_epoch(sweep, complete):
         (["{unfinished}"], 1, "no run of this sweep is finished yet"),
         (["{empty}", "--benhc"], 2, "--benhc is not an option; did you mean --bench?"),
         (["{empty}", "--rounds", "3"], 2, "--rounds: 3 rounds have no 95 % interval"),
+        (["{sweep}", "--baseline", "randem"], 2, "randem is not a finished method of this sweep; did you mean random?"),
+        (["{sweep}", "--baseline", "long"], 2, "long is several methods (long-dense_warmup_epochs_0, long-dense_warmup_epochs_2)"),
         (["{empty}", "--target", "0"], 2, "--target: 0 is not an accuracy"),
         ([], 2, "folder"),
     ],
@@ -216,7 +225,7 @@ def test_wrong_words_are_refused_in_one_line(sweep, tmp_path, capsys, words, cod
     (tmp_path / "empty").mkdir()
     (tmp_path / "unfinished").mkdir()
     shutil.copy(sweep / "sweep.json", tmp_path / "unfinished")
-    places = {"empty": tmp_path / "empty", "unfinished": tmp_path / "unfinished"}
+    places = {"empty": tmp_path / "empty", "unfinished": tmp_path / "unfinished", "sweep": sweep}
     assert run("report", [word.format(**places) for word in words]) == code
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and message.upper() in lines[0].upper()

@@ -9,10 +9,11 @@ from pathlib import Path
 from skipvit import config as configuration
 from skipvit.analysis.page import to_html, to_markdown
 from skipvit.analysis.timing import FEWEST_ROUNDS
+from skipvit.config import nearest
 from skipvit.errors import UsageError
 from skipvit.tools import report_bench, report_weights
 from skipvit.tools.report_blocks import blocks
-from skipvit.tools.report_runs import read_sweep
+from skipvit.tools.report_runs import Sweep, read_sweep
 
 EPILOG = """Reads a folder that `skipvit sweep` filled, finished or not, and writes report.html (one file, no network), report.md and its PNG
 figures into FOLDER/report. Speeds are never taken from the training's own logs: --bench measures them side by side, in minutes, and
@@ -22,6 +23,7 @@ examples:
   skipvit report runs/mechanisms
   skipvit report runs/mechanisms --bench --weights
   skipvit report runs/mechanisms --target 90 --out docs/results/mechanisms
+  skipvit report runs/mechanisms --baseline random --out reports/against_random
 """
 
 
@@ -34,6 +36,7 @@ def parser() -> configuration.OneLineParser:
     result.add_argument("--widest", type=float, default=0.05, metavar="X",
                         help="with --bench: widest 95 %% interval, as a share, with which a ratio is reported (default: 0.05)")  # fmt: skip
     result.add_argument("--target", type=float, metavar="TOP1", help="accuracy, %%, whose time is given (default: the plan's)")
+    result.add_argument("--baseline", metavar="METHOD", help="the method that all are compared to (default: the plan's)")
     result.add_argument("--out", metavar="FOLDER", help="where the report is written (default: FOLDER/report)")
     return result
 
@@ -44,6 +47,8 @@ def main(words: list[str]) -> None:
     sweep = read_sweep(Path(options.folder))
     if options.target is not None:
         sweep.target = options.target
+    if options.baseline is not None:
+        sweep.baseline = known_method(sweep, options.baseline)
     if options.bench:
         options.mode = "training"
         report_bench.measure(sweep, options)
@@ -59,6 +64,16 @@ def main(words: list[str]) -> None:
     (out / "report.md").write_text(to_markdown(title, content, out), encoding="utf-8")
     print(f"{len(sweep.variants)} methods, {sweep.planned - len(sweep.missing)} of {sweep.planned} runs: {out / 'report.html'}, "
           f"{out / 'report.md'}")  # fmt: skip
+
+
+def known_method(sweep: Sweep, name: str) -> str:
+    """The name, if a single finished variant has it in every cell. Raises UsageError."""
+    labels = [variant.label for variant in sweep.variants if variant.method == name]
+    if not labels:
+        raise UsageError(f"--baseline: {name} is not a finished method of this sweep" + nearest(name, [v.method for v in sweep.variants]))
+    if len(labels) > len({variant.cell for variant in sweep.variants if variant.method == name}):
+        raise UsageError(f"--baseline: {name} is several methods ({', '.join(labels)}), by a grid of its own; choose another")
+    return name
 
 
 def check(options: argparse.Namespace) -> None:
