@@ -15,6 +15,7 @@ import yaml
 from skipvit.cli import run
 from skipvit.tools import plan as plans
 from skipvit.tools.sweep import places_of
+from skipvit.tools.sweep_reuse import take_over
 from skipvit import config as configuration
 
 SRC = Path(__file__).parents[2] / "src"
@@ -261,6 +262,30 @@ def test_a_run_with_another_configuration_is_not_mixed_in(tmp_path, capsys):
     (folder / "config.yaml").write_text(configuration.to_yaml(config))
     assert run("sweep", [str(plan), "--runs", str(tmp_path / "runs")]) == 2
     assert "this run has another deterministic than the plan; remove its folder" in capsys.readouterr().err
+
+
+def test_finished_runs_of_another_sweep_are_taken_over_where_only_names_differ(tmp_path, capsys):
+    """Two of the four runs below are trained in the other sweep under other names, one of them is not finished; seeds and keys count."""
+    path = write(tmp_path, methods={"dense": {}, "way": ROUTES})
+    other, here = tmp_path / "runs/other", tmp_path / "runs/tiny"
+    for run_ in plans.read(path).runs:
+        name = f"theirs_{run_.name}"
+        (other / name / "checkpoints").mkdir(parents=True)
+        keep = run_.config.checkpoint.model_copy(update={"keep": 1})
+        changed = run_.config.model_copy(update={"name": name, "checkpoint": keep} | ({"seed": 7} if run_.name == "way-s1" else {}))
+        (other / name / "config.yaml").write_text(configuration.to_yaml(changed))
+        (other / name / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+        if run_.name != "dense-s1":
+            (other / name / "summary.json").write_text(json.dumps({"epochs": 2}))
+    here.mkdir()
+    assert take_over(plans.read(path), here, other) == ["dense-s0", "way-s0"]
+    assert sorted(p.name for p in here.iterdir()) == ["dense-s0", "way-s0"]
+    assert (here / "way-s0/checkpoints/best.ckpt").read_bytes() == b"weights"
+    assert configuration.read(here / "way-s0/config.yaml").name == "way-s0"
+    assert (here / "way-s0/taken_from.txt").read_text() == f"{other}/theirs_way-s0\n"
+    assert take_over(plans.read(path), here, other) == []  # what is there is left alone
+    assert run("sweep", [str(path), "--runs", str(tmp_path / "runs"), "--reuse", str(tmp_path)]) == 2
+    assert "has no finished runs" in capsys.readouterr().err
 
 
 def test_each_job_has_cores_of_its_own():

@@ -12,6 +12,7 @@ from skipvit.analysis.lab_figures import grid_figure, kept_over_training, matrix
 from skipvit.analysis.page import Block, Heading, Picture, Table, Text
 from skipvit.tools.report_runs import Sweep, Variant
 from skipvit.tools.report_speed import Speeds, point_of, speed_blocks
+from skipvit.tools.sweep_reuse import SOURCE
 
 MOST_PICTURES = 8  # methods whose kept patches are drawn
 
@@ -175,5 +176,8 @@ def _about_runs(sweep: Sweep) -> list[str]:
     if about:
         known = ", ".join(f"{name} {about[name]}" for name in names if name in about)
         lines.append(f"first run: {known}; begun {about.get('started', '')}")
+    taken = [run.path.name for variant in sweep.variants for run in variant.runs.values() if (run.path / SOURCE).exists()]
+    if taken:
+        lines.append(f"trained in another sweep, from which they were copied (their {SOURCE}): {', '.join(taken)}")
     lines += [f"{name} failed: {why}" for name, why in sweep.failed.items()]
     return lines

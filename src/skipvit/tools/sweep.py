@@ -18,6 +18,7 @@ from skipvit.tools.launch import ascend_devices
 from skipvit.tools.pipeline import cores
 from skipvit.tools.plan import Plan, Run, read
 from skipvit.tools.sweep_jobs import Jobs, finished
+from skipvit.tools.sweep_reuse import take_over
 from skipvit.training import distributed
 from skipvit.training.run_folder import RunFolder
 
@@ -28,6 +29,7 @@ completes the sweep. Each run has its folder RUNS/<plan>/<method>-s<seed>, its o
 examples:
   skipvit sweep configs/studies/mechanisms.yaml
   skipvit sweep configs/studies/mechanisms.yaml --dry-run
+  skipvit sweep configs/studies/places.yaml --reuse runs/mechanisms
   skipvit sweep configs/studies/cifar10.yaml --data.path /path/to/cifar10
   skipvit sweep configs/studies/places.yaml --base configs/studies/base_imagenet.yaml --runs runs/imagenet --data.path /data/imagenet
 
@@ -40,6 +42,8 @@ def parser() -> configuration.OneLineParser:
     result.add_argument("plan", metavar="PLAN", help="YAML file: base, methods, grid, seeds")
     result.add_argument("--runs", default="runs", metavar="FOLDER", help="where the plan's folder is made (default: runs)")
     result.add_argument("--base", metavar="FILE", help="YAML file of a run to begin with, instead of the plan's base and `common`")
+    result.add_argument("--reuse", metavar="FOLDER", action="append", default=[],
+                        help="copy runs that another sweep has finished and that differ in nothing but names, e.g. its dense ones; may be repeated")  # fmt: skip
     result.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one a core, or a card)")
     result.add_argument("--dry-run", action="store_true", help="only list the runs, with their ideal gains")
     return result
@@ -55,6 +59,8 @@ def main(words: list[str]) -> None:
         return
     places = places_of(plan.runs[0].config, options.jobs)
     with claimed(folder):
+        for source in options.reuse:
+            print(f"from {source}: {', '.join(take_over(plan, folder, Path(source))) or 'nothing that this plan needs'}")
         configs = write(plan, folder)
         Jobs(folder, plan.runs, configs, places).follow()
 
