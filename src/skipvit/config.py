@@ -11,7 +11,7 @@ import difflib
 import re
 import zlib
 from pathlib import Path
-from typing import Annotated, Any, Callable, Literal, NoReturn
+from typing import Annotated, Any, Callable, Collection, Literal, NoReturn
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -346,13 +346,13 @@ class Config(BaseSettings):
             return self.checkpoint.best
         return self.main() + ("_ema" if self.ema.decay else "")
 
-    def changed_since(self, before: Config) -> list[str]:
-        """Keys that differ from another configuration of the same run and would change its result."""
+    def changed_since(self, before: Config, may_change: Collection[str] = MAY_CHANGE) -> list[str]:
+        """Keys that differ from another configuration of the same run, but for some; as it is, those that would change its result."""
         a, b = before.model_dump(), self.model_dump()
         pairs = {key: (a[key], b[key]) for key in a if not isinstance(a[key], dict)}
         for group in (key for key in a if isinstance(a[key], dict)):
             pairs |= {f"{group}.{key}": (a[group][key], b[group][key]) for key in a[group]}
-        return [key for key, (old, new) in pairs.items() if old != new and key not in MAY_CHANGE]
+        return [key for key, (old, new) in pairs.items() if old != new and key not in may_change]
 
     def divided(self, pictures: int, cards: int) -> Config:
         """This configuration with updates of so many pictures on so many cards: its batch_size, or the largest smaller one that

@@ -12,9 +12,10 @@ from PIL import Image
 
 from skipvit import config as configuration
 from skipvit.cli import run
-from skipvit.tools import bench, report_bench, report_blocks, report_weights
+from skipvit.tools import bench, report_bench, report_blocks, report_speed, report_weights
 from skipvit.tools.plan import Run
 from skipvit.tools.report_runs import read_sweep
+from skipvit.tools.sweep import claimed
 
 BASE = {
     "device": "cpu",
@@ -44,7 +45,8 @@ def write_run(folder, name, method, seed, keys, evaluations, variant=None, point
     with open(folder / name / "metrics.jsonl", "w") as file:
         for epoch, (dense, routed) in zip((2, 4), evaluations):
             val = {"dense": {"top1": dense}} | ({"routed": {"top1": routed}} if routed is not None else {})
-            file.write(json.dumps({"epoch": epoch, "trained": forward, "steps": 10, "val": val}) + "\n")
+            steps = {"steps": 10} if epoch == 2 else {}  # a run that was stopped in its last evaluation does not say them again
+            file.write(json.dumps({"epoch": epoch, "trained": forward, "val": val} | steps) + "\n")
     last = {"dense": evaluations[-1][0]} | ({"routed": evaluations[-1][1]} if evaluations[-1][1] is not None else {})
     summary = {"epochs": 4, "forwards": {name: {"top1": top1} for name, top1 in last.items()}, "best": {"forward": forward}}
     (folder / name / "summary.json").write_text(json.dumps(summary))
@@ -129,6 +131,7 @@ def test_another_method_can_be_the_baseline(sweep, tmp_path):
     assert run("report", [str(sweep), "--baseline", "random", "--out", str(tmp_path / "report")]) == 0
     assert rows_of(tmp_path, "dense")[0][-2:] == ["+9.83 ± 0.72", "above random"]
     assert rows_of(tmp_path, "random")[0][-1] == "baseline"
+    assert rows_of(tmp_path, "skipvit")[-1][0] == "92.00 ± 4.97"  # the matrix is of the dense weights, whatever the baseline
 
 
 def test_it_says_how_many_seeds_what_is_missing_and_that_it_does_not_rank(without_speed):
@@ -206,6 +209,23 @@ def test_distinct_steps_are_measured_once(sweep):
 def test_kept_patches_are_read_by_epoch(sweep, complete):
     (images, epochs), = report_weights.read_kept(read_sweep(sweep)).values()
     assert images.shape == (2, 32, 32, 3) and list(epochs) == [2, 10] and epochs[2][0, 0] == 20
+
+
+def test_nothing_is_timed_beside_a_running_sweep(sweep, capsys):
+    with claimed(sweep):
+        assert run("report", [str(sweep), "--bench"]) == 2
+    assert "another sweep works in it; wait for its end or stop it" in capsys.readouterr().err
+
+
+def test_figures_show_the_speed_of_whole_runs(sweep, complete):
+    """Routed steps are twice as fast: with one dense epoch of four the run is 1.6 times, with two 1.33, with none 2 times as fast."""
+    read = read_sweep(sweep)
+    _, speeds = report_bench.read(read)
+    points = {variant.label: report_speed.point_of(variant, speeds) for variant in read.variants}
+    assert points["skipvit"].speed == pytest.approx(1.6) and points["skipvit"].speed_interval == pytest.approx([1.6, 1.6])
+    assert points["long-dense_warmup_epochs_2"].speed == pytest.approx(4 / 3) and np.isnan(points["random"].speed)
+    ideal = {variant.label: report_speed.point_of(variant, {}).speed for variant in read.variants}
+    assert ideal["long-dense_warmup_epochs_0"] > ideal["skipvit"] > ideal["long-dense_warmup_epochs_2"] > 1 == ideal["dense"]
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,7 @@ def refused(plan, capsys, *words):
         ({"method": {}}, "method is not a key; did you mean methods?"),
         ({"base": "bas.yaml"}, "bas.yaml: no such config file; did you mean"),
         ({"methods": {}}, "methods: "),
+        ({"common": {"seed": 3}}, "common.seed: the sweep sets it"),
         ({"methods": {"dense": "no.yaml"}}, "no.yaml: no such config file"),
         ({"methods": {"a b": {}}}, "methods.a b: a method's name is letters"),
         ({"methods": {"dense": {"optim": {"lrr": 1}}}}, "methods.dense: optim.lrr is not a key; did you mean lr?"),
@@ -223,16 +224,21 @@ def test_method_files_are_scaled_to_each_depth(tmp_path, capsys):
 def test_another_base_goes_without_common_and_scales_the_routes_of_the_plan(tmp_path, capsys):
     deep = BASE | {"model": BASE["model"] | {"depth": 12}, "optim": BASE["optim"] | {"epochs": 20}}
     (tmp_path / "deep.yaml").write_text(yaml.safe_dump(deep))
-    ways = {"own": {"routes": [{"start": 2, "end": 5}], "grid": {"routes.0.keep_ratio": [0.3, 0.6]}, "phases": {"dense_warmup_epochs": "5%"}}}
-    path = write(tmp_path, seeds=1, blocks=6, common={"model.depth": 6, "optim.epochs": 9}, methods={"dense": {}} | ways)
+    route = {"routes": [{"start": 2, "end": 5}], "phases": {"dense_warmup_epochs": "5%"}}
+    ways = {"own": route | {"grid": {"routes.0.keep_ratio": [0.3, 0.6]}}}
+    path = write(tmp_path, seeds=1, target=50, blocks=6, common={"model.depth": 6, "optim.epochs": 9}, methods={"dense": {}} | ways)
     here = [(run.config.optim.epochs, *(astuple(r)[:3] for r in run.config.routes)) for run in plans.read(path).runs]
     assert here == [(9,), (9, (2, 5, 0.3)), (9, (2, 5, 0.6))]
-    there = [(run.config.optim.epochs, *(astuple(r)[:3] for r in run.config.routes)) for run in plans.read(path, base=tmp_path / "deep.yaml").runs]
+    moved = plans.read(path, base=tmp_path / "deep.yaml")
+    there = [(run.config.optim.epochs, *(astuple(r)[:3] for r in run.config.routes)) for run in moved.runs]
     assert there == [(20,), (20, (4, 11, 0.3)), (20, (4, 11, 0.6))]
+    assert plans.read(path).target == 50 and moved.target is None
     assert "set it in the plan" in refused(path, capsys, "--model.depth", "8")
     assert "nowhere.yaml: no such config file" in refused(path, capsys, "--base", "nowhere.yaml")
     write(tmp_path, blocks=6, methods={"dense": {}, "own": {"routes": [{"start": 2, "end": 5, "keepratio": 1}]}})
     assert "methods.own: routes.0.keepratio is not a key; did you mean keep_ratio?" in refused(path, capsys)
+    write(tmp_path, blocks=6, methods={"dense": {}, "own": route | {"grid": {"routes.0.start": [1, 2]}}})
+    assert "routes.0.start cannot be scaled from 6 to 3 blocks; give the whole route" in refused(path, capsys)
 
 
 STUDIES = [path for path in sorted((SRC.parent / "configs" / "studies").glob("*.yaml")) if not path.stem.startswith("base_")]
@@ -262,6 +268,10 @@ def test_a_run_with_another_configuration_is_not_mixed_in(tmp_path, capsys):
     (folder / "config.yaml").write_text(configuration.to_yaml(config))
     assert run("sweep", [str(plan), "--runs", str(tmp_path / "runs")]) == 2
     assert "this run has another deterministic than the plan; remove its folder" in capsys.readouterr().err
+    for words in (["--data.batch_size", "40"], ["--eval.every", "2"], ["--data.path", "elsewhere"]):  # a resume may change these
+        (folder / "config.yaml").write_text(configuration.to_yaml(other.config))
+        assert run("sweep", [str(plan), "--runs", str(tmp_path / "runs"), *words]) == 2
+        assert f"this run has another {words[0][2:]} than the plan" in capsys.readouterr().err
 
 
 def test_finished_runs_of_another_sweep_are_taken_over_where_only_names_differ(tmp_path, capsys):

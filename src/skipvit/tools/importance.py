@@ -65,11 +65,14 @@ def main(words: list[str]) -> None:
         )
     scorers = chosen_scorers(options.scorers, config.routes[0].scorer)
     out = Path(options.out or Path(options.run) / "importance")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: {out} cannot be made ({error.strerror})") from None
     shown = pictures_of(config, options.pictures, options.masks)
     device, _ = distributed.start(config.device, config.deterministic)
     earlier = [] if options.weights or not options.run else checkpoint.saved(Path(options.run) / "checkpoints")[:-1]
     result, kept = measure(config, build_network(config, device), scorers, shown, [*earlier, path])
-    out.mkdir(parents=True, exist_ok=True)
     (out / "importance.json").write_text(json.dumps(result, indent=2) + "\n")
     (out / "importance.txt").write_text(as_text(result) + "\n")
     figure_of_measures(result).savefig(out / "importance.png", dpi=110)
@@ -117,7 +120,8 @@ def pictures_of(config: Config, count: int, masks: str | None) -> Shown:
     """
     source = open_source(config, "val")
     chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
-    ((images, labels, _, _),) = batches_of(config, Subset(source, chosen.tolist()), 1, False, batch_size=len(chosen))()
+    lenient = config.model_copy(update={"data": config.data.model_copy(update={"broken_share": 1.0})})
+    ((images, labels, _, _),) = batches_of(lenient, Subset(source, chosen.tolist()), 1, False, batch_size=len(chosen))()
     whole = labels != PADDING
     images, labels, chosen = images[whole], labels[whole], chosen[whole]
     if not len(labels):

@@ -97,7 +97,9 @@ def own_logs(log_dir: Path, ranks: Iterable[int], node_rank: int) -> Iterator[No
 def follow(options: argparse.Namespace, cards: list[Card] | None, log_dir: Path) -> int:
     """Start the processes and stay with them to the end, whatever signals come."""
     stops: list[int] = []
-    asked = {number: signal.signal(number, lambda *_: stops.append(1)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    asks = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in asks if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    asked = {number: signal.signal(number, lambda *_: stops.append(1)) for number in numbers}
     adopt_orphans()
     try:
         start_by_msrun(options, log_dir, stops) if cards is None else start_directly(options, cards, log_dir)

@@ -35,9 +35,9 @@ class PlanFile(Group):
     grid: Values = {}
     """for all methods: by key its values, or by label names and the keys that each sets; all combinations are run"""
     common: Values = {}
-    """keys that all runs have, over the plan's base; another base goes without them"""
+    """keys that all runs have, over the plan's base; another base goes without them, and without the target"""
     blocks: int | None = Field(None, ge=1)
-    """of the network that routes in the plan are written for; on another they are scaled as in method files; null: they are taken as they are"""
+    """of the network that routes in the plan are written for, scaled to others as method files are; null: they are taken as they are"""
     baseline: str | None = None
     """the method that all are compared to; null: the first"""
     target: float | None = Field(None, gt=0, lt=100)
@@ -101,6 +101,7 @@ def read(path: Path, check: Callable[[Values, str], Config] = configuration.chec
         raise UsageError(f"{path}: baseline: {baseline} is not one of the methods" + nearest(baseline, plan.methods))
     if isinstance(plan.methods[baseline], dict) and "grid" in plan.methods[baseline]:
         raise UsageError(f"{path}: methods.{baseline}.grid: the baseline is to be one method; let others have the grid, or all")
+    _refuse_names(plan.common, f"{path}: common")
     if base is None:
         values = over(configuration.read_yaml(base_of(path, plan)), plan.common, f"{path}: common")
     else:
@@ -108,7 +109,7 @@ def read(path: Path, check: Callable[[Values, str], Config] = configuration.chec
     runs: list[Run] = []
     for method, given in plan.methods.items():
         runs += _runs_of(path, method, given, values, plan, seeds, check)
-    return Plan(path.stem, _without_twins(path, runs), baseline, plan.target)
+    return Plan(path.stem, _without_twins(path, runs), baseline, plan.target if base is None else None)
 
 
 def base_of(path: Path, plan: PlanFile) -> Path:
@@ -131,10 +132,8 @@ def _runs_of(
             layers = [(own, where), (of_cell, f"{path}: grid"), (of_point, f"{where}.grid")]
             depth = _depth(base, [keys for keys, _ in layers])
             values = base if file is None else over(base, read_method(path.parent / str(file), depth), where)
-            if plan.blocks and isinstance(own.get("routes"), list):
-                layers[0] = own | scaled({"routes": own["routes"]}, depth, plan.blocks, where), where
             for keys, place in layers:
-                values = over(values, keys, place)
+                values = over(values, _for_depth(keys, depth, plan.blocks or depth, place), place)
             variant = "-".join([method, *_words(point)])
             for seed in seeds:
                 name = "-".join([variant, *_words(cell), f"s{seed}"])
@@ -142,8 +141,18 @@ def _runs_of(
                 if (config.name, config.seed) != (name, seed):
                     raise UsageError("--name, --seed: the sweep sets them; use the plan's seeds, and its methods' names")
                 if (file is not None or plan.blocks) and config.model.shape().depth != depth:
-                    raise UsageError("--model.depth, --model.size: the plan scales routes to its depth; set it in the plan, or in another --base")
+                    raise UsageError("--model.depth, --model.size: the plan scales routes to its depth; set it in the plan or its base")
                 yield Run(name, method, variant, "-".join(_words(cell)), seed, cell | point, config)
+
+
+def _for_depth(keys: Values, depth: int, blocks: int, where: str) -> Values:
+    """Keys with their routes moved to a network of another depth. Raises UsageError for a border that is set alone."""
+    if depth == blocks:
+        return keys
+    for key in keys:
+        if re.fullmatch(r"routes\.\d+\.(start|end)", str(key)):
+            raise UsageError(f"{where}: {key} cannot be scaled from {blocks} to {depth} blocks; give the whole route")
+    return keys | scaled({"routes": keys["routes"]}, depth, blocks, where) if isinstance(keys.get("routes"), list) else keys
 
 
 def _depth(base: Values, layers: list[Values]) -> int:

@@ -14,6 +14,7 @@ from skipvit.errors import UsageError
 from skipvit.tools import report_bench, report_weights
 from skipvit.tools.report_blocks import blocks
 from skipvit.tools.report_runs import Sweep, read_sweep
+from skipvit.tools.sweep import claimed
 
 EPILOG = """Reads a folder that `skipvit sweep` filled, finished or not, and writes report.html (one file, no network), report.md and its PNG
 figures into FOLDER/report. Speeds are never taken from the training's own logs: --bench measures them side by side, in minutes, and
@@ -51,7 +52,8 @@ def main(words: list[str]) -> None:
         sweep.baseline = known_method(sweep, options.baseline)
     if options.bench:
         options.mode = "training"
-        report_bench.measure(sweep, options)
+        with claimed(sweep.folder):  # beside a running sweep nothing can be timed
+            report_bench.measure(sweep, options)
     if options.weights:
         report_weights.measure(sweep)
     title, content = blocks(sweep, report_bench.read(sweep), report_weights.read_matrix(sweep), report_weights.read_kept(sweep))

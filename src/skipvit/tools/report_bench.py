@@ -21,7 +21,7 @@ FILE = "bench.json"
 # What a training step's time does not depend on.
 _OTHER: dict = {group: True for group in ("name", "seed", "phases", "eval", "checkpoint", "log")} | {
     "data": {"path", "kind", "train_size", "val_size", "eval_crop", "workers", "broken_share", "sink"},
-    "optim": set(OptimConfig.model_fields) - {"accumulate", "clip_norm"},
+    "optim": set(OptimConfig.model_fields) - {"accumulate", "clip_norm", "train"},
 }
 
 
@@ -33,7 +33,8 @@ def step_of(config: Config, routed: bool) -> str:
 
 @dataclass(frozen=True)
 class Speed:
-    """A variant's training, as measured; seconds are of a step, dense and (with routes) routed.
+    """A variant's training, as measured; seconds are of a step, dense and (with routes) routed. All variants of a network have
+    the dense seconds of its first interleaved run; the routed ones follow from the ratio, where it can be quoted.
 
     Attributes:
         speedup: images/s routed against dense, median and 95 % interval; None without routes. The median is None if it is too
@@ -71,7 +72,7 @@ def measure(sweep: Sweep, options: argparse.Namespace) -> None:
             rows = report(bench.measure([base, *others], options), [], options.widest)
             steps = [step_of(variant.config, True) for variant in chosen]
             found["groups"].append({"network": network, "steps": steps, **rows})
-    (sweep.folder / FILE).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+            (sweep.folder / FILE).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
 
 
 def groups(sweep: Sweep) -> dict[str, list[Variant]]:
@@ -92,12 +93,10 @@ def read(sweep: Sweep) -> tuple[dict, dict[str, Speed]] | None:
     speeds = {}
     for variant in sweep.variants:
         network, step = step_of(variant.config, False), step_of(variant.config, True)
-        for group in found["groups"]:
-            if group["network"] == network and (step in group["steps"] or not variant.config.routes):
-                dense = group["variants"][0]
-                row = group["variants"][1 + group["steps"].index(step)] if variant.config.routes else None
-                speeds[variant.label] = _speed(dense, row)
-                break
+        groups_ = [group for group in found["groups"] if group["network"] == network]
+        rows = [row for group in groups_ for known, row in zip(group["steps"], group["variants"][1:]) if known == step]
+        if groups_ and (rows or not variant.config.routes):
+            speeds[variant.label] = _speed(groups_[0]["variants"][0], rows[0] if variant.config.routes else None)
     return found, speeds
 
 
@@ -107,7 +106,8 @@ def _speed(dense: dict, routed: dict | None) -> Speed:
         return Speed(dense_s, None, None, memory, memory, batch)
     step = routed["step"]
     speedup = (step["speedup"], *step["speedup_interval"])
-    return Speed(dense_s, step["median_s"], speedup, memory, routed["peak_memory_bytes"], batch)
+    routed_s = dense_s / step["speedup"] if step["speedup"] else step["median_s"]
+    return Speed(dense_s, routed_s, speedup, memory, routed["peak_memory_bytes"], batch)
 
 
 def run_gain(config: Config, speedup: float) -> float:

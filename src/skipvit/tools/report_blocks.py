@@ -92,10 +92,11 @@ def _difference(sweep: Sweep, variant: Variant) -> tuple[str, str]:
 
 
 def _how_to_read(sweep: Sweep) -> list[str]:
-    compared = len(sweep.variants) - 1
+    compared = sum(sweep.baseline_of(variant) not in (None, variant) for variant in sweep.variants)
     return [
         "± is the half width of the 95 % interval of the mean over seeds, by Student's t. Differences are taken within seeds, which "
-        "share first weights, pictures and their order; so their intervals can be narrower than those of the accuracies.",
+        "share first weights, pictures and their order, though not the flips and crops where one draws tokens at random and the other "
+        "does not; so their intervals can be narrower than those of the accuracies.",
         "the forward that counts: the one whose accuracy is the method's figure; it is that which the last phase trained, unless "
         "the method says otherwise. A network that was trained routed is not the same network evaluated dense.",
         f"Methods stand in the order of the plan, which is no ranking. Where an interval covers zero, these runs cannot tell the "
@@ -138,8 +139,8 @@ def _matrix_blocks(sweep: Sweep, matrix: dict[str, dict[int, float]]) -> list[Bl
     """Trained {dense, with routes} x evaluated {dense, routed}."""
     rows, figures = [], {}
     for variant in sweep.variants:
-        base = sweep.baseline_of(variant)
-        if not variant.config.routes or base is None or base.config.routes or base.config.model != variant.config.model:
+        base = sweep.dense_of(variant)
+        if not variant.config.routes or base is None:
             continue
         through, suffix = matrix.get(variant.label), "_ema" * variant.forward.endswith("_ema")
         cells = [base.top1(), mean_of(list(through.values())) if through else None]
@@ -172,7 +173,7 @@ def _kept_blocks(sweep: Sweep, kept: dict[str, tuple]) -> list[Block]:
 def _about_runs(sweep: Sweep) -> list[str]:
     about: dict[str, Any] = sweep.versions()
     names = ("skipvit", "mindspore", "numpy", "python", "machine")
-    lines = [f"runs, each with its configuration and log: {sweep.folder}"]
+    lines = [f"`{sweep.command}`"] * bool(sweep.command) + [f"runs, each with its configuration and log: {sweep.folder}"]
     if about:
         known = ", ".join(f"{name} {about[name]}" for name in names if name in about)
         lines.append(f"first run: {known}; begun {about.get('started', '')}")

@@ -88,6 +88,7 @@ class Sweep:
     Attributes:
         missing: names of runs that are not finished.
         failed: why runs failed, by name.
+        command: what began it, or went on with it, last.
     """
 
     folder: Path
@@ -98,10 +99,17 @@ class Sweep:
     planned: int
     missing: list[str]
     failed: dict[str, str]
+    command: str = ""
 
     def baseline_of(self, variant: Variant) -> Variant | None:
         """The variant that another is compared to: the baseline method, at the same point of the plan's own grid."""
         return next((v for v in self.variants if v.method == self.baseline and v.cell == variant.cell), None)
+
+    def dense_of(self, variant: Variant) -> Variant | None:
+        """The variant of the same network, at the same point of the plan's own grid, that was trained without routes."""
+        return next(
+            (v for v in self.variants if not v.config.routes and v.cell == variant.cell and v.config.model == variant.config.model), None
+        )
 
     def seeds(self) -> list[int]:
         return sorted({seed for variant in self.variants for seed in variant.runs})
@@ -138,8 +146,9 @@ def read_sweep(folder: Path) -> Sweep:
         raise RunError(f"{folder}: no run of this sweep is finished yet; `skipvit sweep` goes on with it")
     failed = _read_json(folder / "failed.json") or {}
     return Sweep(
-        folder, about["plan"], about["baseline"], about["target"], list(variants.values()), len(about["runs"]), missing, failed
-    )
+        folder, about["plan"], about["baseline"], about["target"], list(variants.values()), len(about["runs"]), missing, failed,
+        about.get("command", ""),
+    )  # fmt: skip
 
 
 def _result(path: Path, seed: int) -> Result | None:
@@ -151,7 +160,7 @@ def _result(path: Path, seed: int) -> Result | None:
         return None
     summary = _read_json(path / "summary.json")
     top1 = {name: scores["top1"] for name, scores in summary["forwards"].items()}
-    return Result(seed, path, config, summary["best"]["forward"], top1, folder.records())
+    return Result(seed, path, config, config.main() + "_ema" * bool(config.ema.decay), top1, folder.records())
 
 
 def _read_json(path: Path):

@@ -7,7 +7,7 @@ import numpy as np
 from skipvit.analysis.intervals import Mean, interval, mean_of
 from skipvit.analysis.lab_figures import Point, front_figure, time_figure
 from skipvit.analysis.page import Block, Heading, Picture, Table, Text
-from skipvit.tools.report_bench import Speed, run_gain, seconds_until
+from skipvit.tools.report_bench import AT_ONCE, Speed, run_gain, seconds_until
 from skipvit.tools.report_runs import Sweep, Variant
 
 Speeds = dict[str, Speed]
@@ -26,19 +26,20 @@ def speed_blocks(sweep: Sweep, bench: dict, speeds: Speeds) -> list[Block]:
 
 
 def point_of(variant: Variant, speeds: Speeds) -> Point:
-    """A variant as figures show it; its speed is ideal if none was measured, NaN if it cannot be quoted."""
+    """A variant as figures show it. Its speed is that of its whole run, dense epochs counted; ideal if none was measured, NaN if it
+    cannot be quoted."""
     evaluations = {}
     for forward in ("dense", "routed"):
         mean = variant.top1(forward + "_ema" * variant.forward.endswith("_ema"))
         if mean is not None:
             evaluations[forward] = mean
     if not speeds:
-        speed, spread = variant.cost.gain, None
+        speed, spread = variant.cost.run_gain, None
     else:
         found = speeds[variant.label].speedup if variant.label in speeds else None
         speed, spread = (np.nan, None) if variant.config.routes and found is None else (1.0, None)
         if found is not None:
-            speed, spread = (np.nan if found[0] is None else found[0]), found[1:]
+            speed, *spread = (np.nan if gain is None else run_gain(variant.config, gain) for gain in found)
     return Point(variant.label, tuple(variant.values().values()), variant.top1(), evaluations, variant.forward, speed, spread)
 
 
@@ -83,9 +84,11 @@ def _about_speed(bench: dict, speeds: Speeds) -> list[str]:
     group, rounds, widest = bench["groups"][0], bench["rounds"], bench["widest"]
     return [
         ideal,
-        f"measured: whole training steps on {group['device']}, {bench['cores']} cores, batch {group['variants'][0]['batch_size']}; "
-        f"every method in a process of its own, one at a time, in a new order in each of {rounds} rounds; medians and 95 % intervals "
-        f"of the ratios within rounds (as `skipvit bench`); a ratio whose interval is wider than {widest:g} of it is not quoted",
+        f"measured: whole training steps on {group['device']}, {bench['cores']} cores (load before: {bench['load_before']:.1f}), batch "
+        f"{group['variants'][0]['batch_size']}; every method in a process of its own, beside the dense one and up to {AT_ONCE - 1} "
+        f"others, one at a time, in a new order in each of {rounds} rounds; medians and 95 % intervals of the ratios within rounds "
+        f"(as `skipvit bench`); a ratio whose interval is wider than {widest:g} of it is not quoted",
+        "images/s and seconds: the dense step's median, and the others by their ratios to it",
         "measured whole run: the dense epochs at the dense speed, the others at the routed one; without compilation, evaluation and "
         "reading pictures",
         "memory: the peak during a step, less what the process had before its network was built",
@@ -93,7 +96,7 @@ def _about_speed(bench: dict, speeds: Speeds) -> list[str]:
 
 
 def _front(points: list[Point], measured: bool) -> Picture:
-    label = "training speed of a routed step against dense, " + ("measured, ×" if measured else "ideal by multiply-accumulates, ×")
+    label = "training speed of the whole run against dense, its dense epochs counted, " + ("measured, ×" if measured else "ideal by multiply-accumulates, ×")
     missing = [point.label for point in points if np.isnan(point.speed)]
     note = "" if measured else " The speeds are ideal, not measured."
     note += f" Without a speed that could be quoted, and so not here: {', '.join(missing)}." * bool(missing)
@@ -131,7 +134,10 @@ def _times(variant: Variant, speed: Speed) -> bool:
 
 
 def _seconds(variant: Variant, speed: Speed, seed: int, epochs: int) -> float:
-    return seconds_until(variant.runs[seed].config, variant.runs[seed].epochs[-1]["steps"], speed, epochs)
+    run = variant.runs[seed]
+    # The record of an epoch whose end was written only when the run went on has no steps.
+    steps = max(record.get("steps", 0) for record in run.epochs)
+    return seconds_until(run.config, steps, speed, epochs)
 
 
 def _curve(variant: Variant, speed: Speed) -> list[tuple[float, Mean]]:

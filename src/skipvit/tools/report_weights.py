@@ -24,7 +24,7 @@ PICTURES = 6  # of which the kept patches are drawn
 
 
 def measure(sweep: Sweep) -> None:
-    """Evaluate the baseline's weights along the routes of each variant of its network, and note what each variant keeps of some
+    """Evaluate the dense network's weights along the routes of each variant of it, and note what each variant keeps of some
     pictures in the checkpoints of its first seed; written into the sweep's folder.
 
     Raises:
@@ -35,8 +35,8 @@ def measure(sweep: Sweep) -> None:
     kept: dict[str, np.ndarray] = {}
     for variant in tqdm([v for v in sweep.variants if v.config.routes], desc="weights", unit="method", disable=None, leave=False):
         network = build_network(variant.config, device)
-        base = sweep.baseline_of(variant)
-        if base is not None and not base.config.routes and base.config.model == variant.config.model:
+        base = sweep.dense_of(variant)
+        if base is not None:
             scores[variant.label] = dense_weights_routed(network, variant, base)
         kept |= {f"{variant.label}/{name}": values for name, values in kept_over_training(network, variant).items()}
     (sweep.folder / MATRIX).write_text(json.dumps(scores, indent=1) + "\n")
@@ -57,8 +57,7 @@ def dense_weights_routed(network: ViT, variant: Variant, base: Variant) -> dict[
 
 def kept_over_training(network: ViT, variant: Variant) -> dict[str, np.ndarray]:
     """`images`, and by epoch what the first route keeps of them: positions (n, k); nothing where attention does not choose."""
-    run = variant.runs[min(variant.runs)]
-    paths = checkpoint.saved(run.path / "checkpoints")
+    run, paths = max(((run, checkpoint.saved(run.path / "checkpoints")) for run in variant.runs.values()), key=lambda pair: len(pair[1]))
     if len(paths) < 2 or not SCORERS[network.spans[0].scorer].attention:
         return {}
     network.set_train(False)
@@ -66,9 +65,10 @@ def kept_over_training(network: ViT, variant: Variant) -> dict[str, np.ndarray]:
     trace, result = Activations(network, ["routes.0.kept"]), {"images": images}
     for path in paths:
         position = checkpoint.read_run(path).position
+        if position.step < position.steps:  # saved within an epoch
+            continue
         checkpoint.restore_weights(path, network)
-        epoch = position.epoch + (position.step == position.steps)
-        result[str(epoch)] = trace.by_name(Tensor(images), Tensor(noise))["routes.0.kept"]
+        result[str(position.epoch + 1)] = trace.by_name(Tensor(images), Tensor(noise))["routes.0.kept"]
     return result
 
 

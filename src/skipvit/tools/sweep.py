@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import json
 import os
+import shlex
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
@@ -33,8 +34,11 @@ examples:
   skipvit sweep configs/studies/cifar10.yaml --data.path /path/to/cifar10
   skipvit sweep configs/studies/places.yaml --base configs/studies/base_imagenet.yaml --runs runs/imagenet --data.path /data/imagenet
 
-exit codes: 0 all runs are finished, 1 some failed, 2 refused before it began, 3 stopped by SIGTERM or Ctrl-C (a second one kills)
+exit codes: 0 all runs are finished, 1 some failed, 2 refused before it began, 3 stopped by SIGTERM, SIGHUP or Ctrl-C (a second one kills)
 """
+
+# Runs of one sweep are compared with each other: all but this is to be alike in what was trained and what the plan says.
+MAY_DIFFER = {"checkpoint.keep", "checkpoint.minutes", "data.workers", "data.broken_share", "log.steps", "log.tensorboard"}
 
 
 def parser() -> configuration.OneLineParser:
@@ -43,7 +47,7 @@ def parser() -> configuration.OneLineParser:
     result.add_argument("--runs", default="runs", metavar="FOLDER", help="where the plan's folder is made (default: runs)")
     result.add_argument("--base", metavar="FILE", help="YAML file of a run to begin with, instead of the plan's base and `common`")
     result.add_argument("--reuse", metavar="FOLDER", action="append", default=[],
-                        help="copy runs that another sweep has finished and that differ in nothing but names, e.g. its dense ones; may be repeated")  # fmt: skip
+                        help="copy the runs that another sweep has finished and this one needs, e.g. dense ones; may be repeated")  # fmt: skip
     result.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one a core, or a card)")
     result.add_argument("--dry-run", action="store_true", help="only list the runs, with their ideal gains")
     return result
@@ -61,7 +65,7 @@ def main(words: list[str]) -> None:
     with claimed(folder):
         for source in options.reuse:
             print(f"from {source}: {', '.join(take_over(plan, folder, Path(source))) or 'nothing that this plan needs'}")
-        configs = write(plan, folder)
+        configs = write(plan, folder, " ".join(["skipvit sweep", *map(shlex.quote, words)]))
         Jobs(folder, plan.runs, configs, places).follow()
 
 
@@ -70,7 +74,7 @@ def refuse_changed(plan: Plan, folder: Path) -> None:
     for run in plan.runs:
         path = folder / run.name / "config.yaml"
         if path.exists():
-            changed = run.config.changed_since(configuration.read(path))
+            changed = run.config.changed_since(configuration.read(path), MAY_DIFFER)
             if changed:
                 what = f"this run has another {changed[0]} than the plan"
                 raise UsageError(f"{path}: {what}; remove its folder, or give the plan's file another name")
@@ -93,9 +97,10 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
-def write(plan: Plan, folder: Path) -> dict[str, Path]:
+def write(plan: Plan, folder: Path, command: str) -> dict[str, Path]:
     """Write down what the plan comes to, for the report, and each run's configuration; returns their files by run."""
-    about = {"plan": plan.name, "baseline": plan.baseline, "target": plan.target, "runs": [run.as_dict() for run in plan.runs]}
+    about = {"plan": plan.name, "baseline": plan.baseline, "target": plan.target, "command": command}
+    about["runs"] = [run.as_dict() for run in plan.runs]
     (folder / "sweep.json").write_text(json.dumps(about, indent=2) + "\n")
     result = {}
     (folder / "configs").mkdir(exist_ok=True)
@@ -127,7 +132,8 @@ def places_of(config: Config, jobs: int | None) -> list[dict]:
         cards = ascend_devices()
         if jobs is not None and jobs > len(cards):
             raise UsageError(f"--jobs: {jobs} asked for, this machine has {len(cards)} cards that may be used")
-        return [{"card": card, "cores": None} for card in cards[:jobs]]
+        # Processes count the cards that they may use from 0, whatever the machine calls them.
+        return [{"card": card, "cores": None} for card in range(len(cards[:jobs]))]
     mine = sorted(os.sched_getaffinity(0))
     count = jobs or cores()
     # MindSpore makes as many threads as a process has cores, and they spin: on shared cores they hold each other up.

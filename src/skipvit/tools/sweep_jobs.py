@@ -81,7 +81,8 @@ class Jobs:
         """
         self.logs.mkdir(exist_ok=True)
         self.note_failures()
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        asks = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        numbers = [number for number in asks if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP, and so does this then
         before = {number: signal.signal(number, self.ask_to_stop) for number in numbers}
         self.begun, self.epochs_before = time.monotonic(), sum(self.epochs.values())
         looks = {"unit": "epoch", "desc": self.folder.name, "disable": None, "smoothing": 0}

@@ -45,7 +45,7 @@ def take_over(plan: Plan, folder: Path, source: Path) -> list[str]:
 
 
 def _finished_runs(source: Path):
-    for path in sorted(source.glob("*/config.yaml")):
+    for path in sorted(source.glob("[!.]*/config.yaml")):
         config = configuration.read(path)
         if finished(RunFolder(path.parent), config):
             yield path.parent, config
