@@ -38,7 +38,8 @@ def test_every_recipe_is_valid_and_named_as_its_file(path):
 
 def test_recipes_come_in_pairs_that_differ_in_their_routes_only():
     by_name = {path.stem: configuration.read(path) for path in CONFIGS}
-    twins = [(n, "vit_" + n.removeprefix("skipvit_").removeprefix("conservative_")) for n in by_name if n.startswith("skipvit_")]
+    names = [name for name in by_name if name.startswith("skipvit_")]
+    twins = [(name, "vit_" + name.removeprefix("skipvit_").removeprefix("conservative_").removeprefix("fast_")) for name in names]
     assert twins
     for routed, dense in twins:
         a, b = by_name[routed].model_dump(), by_name[dense].model_dump()
