@@ -84,7 +84,7 @@ def _about_speed(bench: dict, speeds: Speeds) -> list[str]:
     group, rounds, widest = bench["groups"][0], bench["rounds"], bench["widest"]
     return [
         ideal,
-        f"measured: whole training steps on {group['device']}, {bench['cores']} cores (load before: {bench['load_before']:.1f}), batch "
+        f"measured: whole training steps on {group['device']}, {_counted(bench['cores'], 'core')} (load before: {bench['load_before']:.1f}), batch "
         f"{group['variants'][0]['batch_size']}; every method in a process of its own, beside the dense one and up to {AT_ONCE - 1} "
         f"others, one at a time, in a new order in each of {rounds} rounds; medians and 95 % intervals of the ratios within rounds "
         f"(as `skipvit bench`); a ratio whose interval is wider than {widest:g} of it is not quoted",
@@ -93,6 +93,10 @@ def _about_speed(bench: dict, speeds: Speeds) -> list[str]:
         "reading pictures",
         "memory: the peak during a step, less what the process had before its network was built",
     ]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _front(points: list[Point], measured: bool) -> Picture:
