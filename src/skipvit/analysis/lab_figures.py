@@ -10,8 +10,12 @@ from matplotlib.figure import Figure
 from skipvit.analysis.intervals import Mean
 from skipvit.analysis.pictures import dim_bypassed
 
-COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b", "#6a3d9a")
+COLOURS = (
+    "#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b", "#6a3d9a", "#b2df8a", "#e31a1c",
+    "#17becf", "#bcbd22", "#fb9a99",
+)  # fmt: skip
 MARKERS = "osD^vPX*"
+MOST_BARS = 6  # curves in a figure over time that still have their intervals drawn
 
 
 @dataclass(frozen=True)
@@ -96,13 +100,13 @@ def time_figure(curves: dict[str, list[tuple[float, Mean]]], unit: str, target: 
     for i, (label, curve) in enumerate(curves.items()):
         look = style(i)
         times, means = zip(*curve)
-        halves = [mean.half or 0 for mean in means]
+        halves = [mean.half or 0 for mean in means] if len(curves) <= MOST_BARS else None
         tops = [mean.mean for mean in means]
         axis.errorbar(times, tops, yerr=halves, label=label, markersize=4, capsize=2, elinewidth=0.7, **look)
     if target is not None:
         axis.axhline(target, color="0.5", linestyle=":", linewidth=1)
     axis.set_xlabel(f"training time, {unit}")
-    axis.set_ylabel("top-1, %, mean and 95 % interval")
+    axis.set_ylabel("top-1, %, mean" + " and 95 % interval" * (len(curves) <= MOST_BARS))
     within_percent(axis)
     axis.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right center")

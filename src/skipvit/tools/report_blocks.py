@@ -172,7 +172,7 @@ def _kept_blocks(sweep: Sweep, kept: dict[str, tuple]) -> list[Block]:
 
 def _about_runs(sweep: Sweep) -> list[str]:
     about: dict[str, Any] = sweep.versions()
-    names = ("skipvit", "mindspore", "numpy", "python", "machine")
+    names = ("skipvit", "mindspore", "numpy", "python")
     lines = [f"`{sweep.command}`"] * bool(sweep.command) + [f"runs, each with its configuration and log: {sweep.folder}"]
     if about:
         known = ", ".join(f"{name} {about[name]}" for name in names if name in about)
