@@ -95,10 +95,14 @@ def at_random(net, x, drop, back, count, draws):
 
 
 def evenly(net, x, drop, back, count):
-    """SkipViT on a grid: of n positions those where the integer part of i x count / n grows."""
-    n = len(x) - 1
-    chosen = np.array([(i + 1) * count // n > i * count // n for i in range(n)])
-    return skipvit(net, x, drop, back, count, lambda _: chosen.astype(float))
+    """SkipViT on a grid: every position pays in `count`, and one is kept, for n, whenever as much has come together."""
+    n, purse = len(x) - 1, 0
+    chosen = np.zeros(n)
+    for i in range(n):
+        purse += count
+        if purse >= n:
+            chosen[i], purse = 1, purse - n
+    return skipvit(net, x, drop, back, count, lambda _: chosen)
 
 
 def sampled(net, x, drop, back, count, draws, temperature):
