@@ -198,9 +198,9 @@ def test_the_costs_in_a_recipes_header_are_those_of_its_network(path):
     assert f"{dense:.2f} GMACs a picture" in header
     for after in routed:
         assert f"{after:.2f} after ({dense / after:.2f} x fewer" in header
-        warmup = config.phases.dense_warmup_epochs / config.optim.epochs
+        dense_share = (config.phases.dense_warmup_epochs + config.phases.dense_cooldown_epochs) / config.optim.epochs
         if "over the whole run" in header:
-            assert f"{1 / (warmup + (1 - warmup) * after / dense):.2f} x over the whole run" in header
+            assert f"{1 / (dense_share + (1 - dense_share) * after / dense):.2f} x over the whole run" in header
 
 
 @pytest.mark.parametrize("batch, pictures, cards, expected", [
