@@ -126,6 +126,15 @@ def test_accuracies_and_paired_differences(sweep, without_speed):
     assert [row[0] for row in tables(sweep)][:6] == order
 
 
+def test_equal_differences_are_no_certainty(sweep):
+    """Three seeds that all differ by one point have an interval of no width, which is no evidence of anything."""
+    read = read_sweep(sweep)
+    (variant,) = [variant for variant in read.variants if variant.label == "skipvit"]
+    for seed, top1 in enumerate((91.0, 93.0, 95.0)):
+        variant.runs[seed].top1["routed"] = top1
+    assert report_blocks._difference(read, variant) == ("+1.00 ± 0.00", "the same in every seed, by chance: its spread is not known")
+
+
 def test_another_method_can_be_the_baseline(sweep, tmp_path):
     """Of dense, 90, 92, 94, and random, each by seed; random's own difference to dense with the other sign."""
     assert run("report", [str(sweep), "--baseline", "random", "--out", str(tmp_path / "report")]) == 0

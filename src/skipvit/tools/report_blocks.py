@@ -88,6 +88,8 @@ def _difference(sweep: Sweep, variant: Variant) -> tuple[str, str]:
         "higher": f"above {sweep.baseline}",
         None: "one seed: nothing can be said",
     }
+    if found.half is not None and found.half < 1e-9 < abs(found.mean):
+        return interval(found, signed=True), "the same in every seed, by chance: its spread is not known"
     return interval(found, signed=True), said[found.side]
 
 
