@@ -53,7 +53,7 @@ def _about(sweep: Sweep) -> list[str]:
     lines = [
         f"{len(sweep.variants)} methods, {len(seeds)} seed{'s' * (len(seeds) != 1)} ({', '.join(map(str, seeds))}); {runs}. "
         f"All are compared to {sweep.baseline}, seed by seed.",
-        f"The first one's configuration: width {size.width}, {size.depth} blocks, {size.heads} heads, "
+        f"The first one's configuration: width {size.width}, {size.depth} blocks, {size.heads} head{'s' * (size.heads != 1)}, "
         f"{config.model.tokens} patch tokens, {config.optim.epochs} epochs of {data}, batch {config.data.batch_size}. "
         f"What holds for small networks and little data need not hold for others.",
     ]
