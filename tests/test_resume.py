@@ -1,5 +1,6 @@
 """What a crash, a signal, a damaged checkpoint and a full disk cost: minutes, never the run."""
 
+import json
 import os
 import resource
 import shutil
@@ -97,8 +98,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(undisturbed, t
 
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch(undisturbed):
-    import json
-
     folder = undisturbed / "runs" / "run"
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     scores = {r["epoch"]: r["val"]["dense_ema"]["top1"] for r in records if "epoch" in r}
@@ -119,6 +118,8 @@ def test_resuming_a_finished_run_evaluates_and_ends(undisturbed, tmp_path, capsy
     subprocess.run(["cp", "-r", undisturbed / "runs", tmp_path / "runs"], check=True)
     assert train(tmp_path) == 0
     assert_same_end(tmp_path, undisturbed)
+    records = [json.loads(line) for line in (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()]
+    assert {r["steps"] for r in records if "epoch" in r} == {20}  # also where an epoch's end is told a second time
 
 
 def test_updates_that_overflow_in_a_row_stop_the_run_with_a_checkpoint(tmp_path, capsys):

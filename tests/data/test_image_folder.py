@@ -226,7 +226,7 @@ def test_an_index_of_other_extensions_is_not_used(data, tmp_path, later, scanned
     monkeypatch.setattr(image_folder, "EXTENSIONS", (".jpg", ".bmp"))
     open_split(data, "train", tmp_path)
     monkeypatch.undo()
-    check(data, tmp_path)
+    assert len(check(data, tmp_path)) == 10
 
 
 def test_an_index_that_cannot_be_written_is_no_error(data, tmp_path):

@@ -45,8 +45,7 @@ def write_run(folder, name, method, seed, keys, evaluations, variant=None, point
     with open(folder / name / "metrics.jsonl", "w") as file:
         for epoch, (dense, routed) in zip((2, 4), evaluations):
             val = {"dense": {"top1": dense}} | ({"routed": {"top1": routed}} if routed is not None else {})
-            steps = {"steps": 10} if epoch == 2 else {}  # a run that was stopped in its last evaluation does not say them again
-            file.write(json.dumps({"epoch": epoch, "trained": forward, "val": val} | steps) + "\n")
+            file.write(json.dumps({"epoch": epoch, "trained": forward, "steps": 10, "val": val}) + "\n")
     last = {"dense": evaluations[-1][0]} | ({"routed": evaluations[-1][1]} if evaluations[-1][1] is not None else {})
     summary = {"epochs": 4, "forwards": {name: {"top1": top1} for name, top1 in last.items()}, "best": {"forward": forward}}
     (folder / name / "summary.json").write_text(json.dumps(summary))

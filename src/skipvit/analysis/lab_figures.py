@@ -93,7 +93,7 @@ def front_figure(points: list[Point], speed_label: str) -> Figure:
     return figure
 
 
-def time_figure(curves: dict[str, list[tuple[float, Mean]]], unit: str, target: float | None) -> Figure:
+def time_figure(curves: dict[str, list[tuple[float, Mean]]], target: float | None) -> Figure:
     """Accuracy of the forward that counts against training time, for each method at the epochs that were evaluated."""
     figure = Figure(figsize=(10.5, max(4.0, 1.5 + 0.26 * len(curves))), layout="constrained")
     axis = figure.subplots()
@@ -105,7 +105,7 @@ def time_figure(curves: dict[str, list[tuple[float, Mean]]], unit: str, target: 
         axis.errorbar(times, tops, yerr=halves, label=label, markersize=4, capsize=2, elinewidth=0.7, **look)
     if target is not None:
         axis.axhline(target, color="0.5", linestyle=":", linewidth=1)
-    axis.set_xlabel(f"training time, {unit}")
+    axis.set_xlabel("training time, s")
     axis.set_ylabel("top-1, %, mean" + " and 95 % interval" * (len(curves) <= MOST_BARS))
     within_percent(axis)
     axis.grid(alpha=0.3)

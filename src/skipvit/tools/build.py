@@ -14,7 +14,7 @@ from skipvit.data.builtin import CLASSES, generate
 from skipvit.data.cifar import open_cifar
 from skipvit.data.image_folder import open_split
 from skipvit.data.mindrecord import open_mindrecord
-from skipvit.data.pipeline import Arrays, Batches, Broken, Shard, Source
+from skipvit.data.pipeline import Arrays, Batches, Broken, Shard, Source, Subset
 from skipvit.errors import RunError
 from skipvit.models.vit import ViT
 from skipvit.training.optim import AdamW, layer_multipliers, learning_rates
@@ -101,6 +101,20 @@ def open_source(config: Config, split: str, index: Path | None = None) -> Source
             f"set --model.num_classes {len(source.classes)}"
         )
     return source
+
+
+def evenly_spaced(source: Source, count: int) -> np.ndarray:
+    """Positions over a whole split: int (count or fewer,)."""
+    return np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
+
+
+def sample(config: Config, source: Source, chosen: np.ndarray, noise_width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Validation pictures by their positions: images, labels and noise, see `data.pipeline`. Those that cannot be decoded are black,
+    and labelled as padding."""
+    count = len(chosen)
+    batches = batches_of(config, Subset(source, chosen.tolist()), noise_width, False, batch_size=count, broken=Broken(count, 1.0))
+    ((images, labels, noise, _),) = batches()
+    return images, labels, noise
 
 
 def batches_of(

@@ -14,14 +14,15 @@ from skipvit.config import Config
 from skipvit.data.augment import BrokenPicture, validation_picture
 from skipvit.data.builtin import generate
 from skipvit.data.image_folder import ImageFolder
-from skipvit.data.pipeline import PADDING, Source, Subset
+from skipvit.data.pipeline import PADDING, Source
 from skipvit.errors import RunError, UsageError
 from skipvit.models.scorers import SCORERS
 from skipvit.models.vit import PIXEL_MEAN
-from skipvit.tools.build import batches_of, build_network, open_source
+from skipvit.tools.build import build_network, evenly_spaced, open_source, sample
 from skipvit.tools.evaluate import checkpoint_of, default_config
 from skipvit.tools.importance_measure import measure
 from skipvit.training import checkpoint, distributed
+from skipvit.training.run_folder import make_folder
 
 EPILOG = """examples:
   skipvit importance runs/skipvit_mini_shapes
@@ -65,11 +66,8 @@ def main(words: list[str]) -> None:
         )
     scorers = chosen_scorers(options.scorers, config.routes[0].scorer)
     out = Path(options.out or Path(options.run) / "importance")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out: {out} cannot be made ({error.strerror})") from None
     shown = pictures_of(config, options.pictures, options.masks)
+    make_folder(out, "folder", "--out")
     device, _ = distributed.start(config.device, config.deterministic)
     earlier = [] if options.weights or not options.run else checkpoint.saved(Path(options.run) / "checkpoints")[:-1]
     result, kept = measure(config, build_network(config, device), scorers, shown, [*earlier, path])
@@ -119,9 +117,8 @@ def pictures_of(config: Config, count: int, masks: str | None) -> Shown:
         UsageError, RunError: masks that are missing or no pictures; no picture at all.
     """
     source = open_source(config, "val")
-    chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
-    lenient = config.model_copy(update={"data": config.data.model_copy(update={"broken_share": 1.0})})
-    ((images, labels, _, _),) = batches_of(lenient, Subset(source, chosen.tolist()), 1, False, batch_size=len(chosen))()
+    chosen = evenly_spaced(source, count)
+    images, labels, _ = sample(config, source, chosen, 1)
     whole = labels != PADDING
     images, labels, chosen = images[whole], labels[whole], chosen[whole]
     if not len(labels):

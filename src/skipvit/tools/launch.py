@@ -22,6 +22,7 @@ from skipvit.tools import evaluate, train
 from skipvit.training import distributed
 from skipvit.training.processes import LAUNCHER, Job, adopt_orphans, end, members, refuse_missing
 from skipvit.training.rank_table import Card, cards_of
+from skipvit.training.signals import stop_signals
 
 MSRUN_ENDS_WITHIN_S = 120  # it imports MindSpore and, to bind cores, asks for the cards
 EPILOG = """examples:
@@ -97,9 +98,7 @@ def own_logs(log_dir: Path, ranks: Iterable[int], node_rank: int) -> Iterator[No
 def follow(options: argparse.Namespace, cards: list[Card] | None, log_dir: Path) -> int:
     """Start the processes and stay with them to the end, whatever signals come."""
     stops: list[int] = []
-    asks = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    numbers = [number for number in asks if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
-    asked = {number: signal.signal(number, lambda *_: stops.append(1)) for number in numbers}
+    asked = {number: signal.signal(number, lambda *_: stops.append(1)) for number in stop_signals()}
     adopt_orphans()
     try:
         start_by_msrun(options, log_dir, stops) if cards is None else start_directly(options, cards, log_dir)

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from skipvit import config as configuration
-from skipvit.config import Group, PhasesConfig
 from skipvit.errors import UsageError
+from skipvit.groups import Group, PhasesConfig
 from skipvit.models.routing import Route
 
 BLOCKS = 12  # of the networks in the papers (ViT-S, ViT-B), and of every method file

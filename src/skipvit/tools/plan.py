@@ -11,8 +11,9 @@ from typing import Any, Callable, Iterator
 from pydantic import Field, ValidationError
 
 from skipvit import config as configuration
-from skipvit.config import Config, Group, ModelConfig, nearest
+from skipvit.config import Config, nearest
 from skipvit.errors import UsageError
+from skipvit.groups import Group, ModelConfig
 from skipvit.tools.methods import BLOCKS, read_method, scaled
 
 Values = dict[str, Any]
@@ -21,6 +22,8 @@ Grid = dict[str, list[Any] | dict[str, Values]]
 ABOUT = "a plan is a mapping with base, methods and seeds (docs/lab.md)"
 _NAME = re.compile(r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+)*")  # of a method: part of folder names
 _OF_THE_SWEEP = ("name", "seed")
+# Runs of a sweep are compared with each other, so only this may differ between the plan and what was trained before.
+MAY_DIFFER = {"checkpoint.keep", "checkpoint.minutes", "data.workers", "data.broken_share", "log.steps", "log.tensorboard"}
 
 
 class PlanFile(Group):
@@ -62,6 +65,10 @@ class Run:
     seed: int
     point: dict[str, Any]
     config: Config = field(repr=False)
+
+    def differs_from(self, other: Config) -> list[str]:
+        """Keys in which another run was not trained, logged or evaluated as this one; names are left to the caller."""
+        return [key for key in self.config.changed_since(other, MAY_DIFFER) if key != "name"]
 
     def as_dict(self) -> Values:
         """Everything but the configuration, which the run's folder has."""

@@ -15,6 +15,7 @@ from skipvit.tools import report_bench, report_weights
 from skipvit.tools.report_blocks import blocks
 from skipvit.tools.report_runs import Sweep, read_sweep
 from skipvit.tools.sweep import claimed
+from skipvit.training.run_folder import make_folder
 
 EPILOG = """Reads a folder that `skipvit sweep` filled, finished or not, and writes report.html (one file, no network), report.md and its PNG
 figures into FOLDER/report. Speeds are never taken from the training's own logs: --bench measures them side by side, in minutes, and
@@ -50,6 +51,8 @@ def main(words: list[str]) -> None:
         sweep.target = options.target
     if options.baseline is not None:
         sweep.baseline = known_method(sweep, options.baseline)
+    out = Path(options.out or sweep.folder / "report")
+    make_folder(out, "report's folder", "--out")
     if options.bench:
         options.mode = "training"
         with claimed(sweep.folder):  # beside a running sweep nothing can be timed
@@ -57,11 +60,6 @@ def main(words: list[str]) -> None:
     if options.weights:
         report_weights.measure(sweep)
     title, content = blocks(sweep, report_bench.read(sweep), report_weights.read_matrix(sweep), report_weights.read_kept(sweep))
-    out = Path(options.out or Path(options.folder) / "report")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out: {out} cannot be made ({error.strerror})") from None
     (out / "report.html").write_text(to_html(title, content), encoding="utf-8")
     (out / "report.md").write_text(to_markdown(title, content, out), encoding="utf-8")
     print(f"{len(sweep.variants)} methods, {sweep.planned - len(sweep.missing)} of {sweep.planned} runs: {out / 'report.html'}, "

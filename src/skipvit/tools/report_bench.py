@@ -6,10 +6,9 @@ import argparse
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
-from skipvit import config as configuration
-from skipvit.config import Config, OptimConfig
+from skipvit.config import Config
+from skipvit.groups import OptimConfig
 from skipvit.tools import bench
 from skipvit.tools.bench_report import report
 from skipvit.tools.pipeline import cores

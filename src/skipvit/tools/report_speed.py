@@ -84,8 +84,8 @@ def _about_speed(bench: dict, speeds: Speeds) -> list[str]:
     group, rounds, widest = bench["groups"][0], bench["rounds"], bench["widest"]
     return [
         ideal,
-        f"measured: whole training steps on {group['device']}, {_counted(bench['cores'], 'core')} (load before: {bench['load_before']:.1f}), batch "
-        f"{group['variants'][0]['batch_size']}; every method in a process of its own, beside the dense one and up to {AT_ONCE - 1} "
+        f"measured: whole training steps on {group['device']}, {bench['cores']} core{'s' * (bench['cores'] != 1)} (load before: "
+        f"{bench['load_before']:.1f}), batch {group['variants'][0]['batch_size']}; every method in a process of its own, beside the dense one and up to {AT_ONCE - 1} "
         f"others, one at a time, in a new order in each of {rounds} rounds; medians and 95 % intervals of the ratios within rounds "
         f"(as `skipvit bench`); a ratio whose interval is wider than {widest:g} of it is not quoted",
         "images/s and seconds: the dense step's median, and the others by their ratios to it",
@@ -95,12 +95,9 @@ def _about_speed(bench: dict, speeds: Speeds) -> list[str]:
     ]
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)
-
-
 def _front(points: list[Point], measured: bool) -> Picture:
-    label = "training speed of the whole run against dense, its dense epochs counted, " + ("measured, ×" if measured else "ideal by multiply-accumulates, ×")
+    how = "measured" if measured else "ideal by multiply-accumulates"
+    label = f"training speed of the whole run against dense, its dense epochs counted, {how}, ×"
     missing = [point.label for point in points if np.isnan(point.speed)]
     note = "" if measured else " The speeds are ideal, not measured."
     note += f" Without a speed that could be quoted, and so not here: {', '.join(missing)}." * bool(missing)
@@ -128,7 +125,7 @@ def _time_blocks(sweep: Sweep, speeds: Speeds) -> list[Block]:
         "seeds reach it",
     ), bullets=True))  # fmt: skip
     caption = "Top-1 of the forward that counts at each evaluation, against measured training time."
-    result.append(Picture("time", time_figure(curves, "s", sweep.target), caption))
+    result.append(Picture("time", time_figure(curves, sweep.target), caption))
     return result
 
 
@@ -138,10 +135,7 @@ def _times(variant: Variant, speed: Speed) -> bool:
 
 
 def _seconds(variant: Variant, speed: Speed, seed: int, epochs: int) -> float:
-    run = variant.runs[seed]
-    # The record of an epoch whose end was written only when the run went on has no steps.
-    steps = max(record.get("steps", 0) for record in run.epochs)
-    return seconds_until(run.config, steps, speed, epochs)
+    return seconds_until(variant.runs[seed].config, variant.runs[seed].epochs[-1]["steps"], speed, epochs)
 
 
 def _curve(variant: Variant, speed: Speed) -> list[tuple[float, Mean]]:

@@ -12,9 +12,8 @@ from tqdm import tqdm
 from skipvit.errors import RunError
 from skipvit.models.scorers import SCORERS
 from skipvit.models.vit import Activations, ViT
-from skipvit.tools.build import batches_of, build_network, open_source
+from skipvit.tools.build import batches_of, build_network, evenly_spaced, open_source, sample
 from skipvit.tools.report_runs import Result, Sweep, Variant
-from skipvit.tools.train import sample
 from skipvit.training import checkpoint, distributed
 from skipvit.training.evaluate import evaluate
 from skipvit.training.step import EvalStep
@@ -57,11 +56,13 @@ def dense_weights_routed(network: ViT, variant: Variant, base: Variant) -> dict[
 
 def kept_over_training(network: ViT, variant: Variant) -> dict[str, np.ndarray]:
     """`images`, and by epoch what the first route keeps of them: positions (n, k); nothing where attention does not choose."""
-    run, paths = max(((run, checkpoint.saved(run.path / "checkpoints")) for run in variant.runs.values()), key=lambda pair: len(pair[1]))
+    saved = [(run, checkpoint.saved(run.path / "checkpoints")) for run in variant.runs.values()]
+    run, paths = max(saved, key=lambda pair: len(pair[1]))  # the first seed, of which the sweep keeps more than one
     if len(paths) < 2 or not SCORERS[network.spans[0].scorer].attention:
         return {}
     network.set_train(False)
-    images, _, noise = sample(run.config, network, open_source(run.config, "val"), PICTURES)
+    source = open_source(run.config, "val")
+    images, _, noise = sample(run.config, source, evenly_spaced(source, PICTURES), network.noise_width)
     trace, result = Activations(network, ["routes.0.kept"]), {"images": images}
     for path in paths:
         position = checkpoint.read_run(path).position

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import os
@@ -21,7 +20,7 @@ from skipvit.tools.plan import Plan, Run, read
 from skipvit.tools.sweep_jobs import Jobs, finished
 from skipvit.tools.sweep_reuse import take_over
 from skipvit.training import distributed
-from skipvit.training.run_folder import RunFolder
+from skipvit.training.run_folder import RunFolder, make_folder
 
 EPILOG = """A run that is finished is never done again; one that was begun goes on. So after Ctrl-C, a kill or a failure the same command
 completes the sweep. Each run has its folder RUNS/<plan>/<method>-s<seed>, its output is in RUNS/<plan>/logs. Keys such as
@@ -32,13 +31,11 @@ examples:
   skipvit sweep configs/studies/mechanisms.yaml --dry-run
   skipvit sweep configs/studies/places.yaml --reuse runs/mechanisms
   skipvit sweep configs/studies/cifar10.yaml --data.path /path/to/cifar10
-  skipvit sweep configs/studies/places.yaml --base configs/studies/base_imagenet.yaml --runs runs/imagenet --data.path /data/imagenet
+  skipvit sweep configs/studies/places.yaml --base configs/studies/base_imagenet.yaml --runs runs/imagenet
 
-exit codes: 0 all runs are finished, 1 some failed, 2 refused before it began, 3 stopped by SIGTERM, SIGHUP or Ctrl-C (a second one kills)
+exit codes: 0 all runs are finished, 1 some failed, 2 refused before it began, 3 stopped by SIGTERM, SIGHUP or Ctrl-C
+(a second one kills)
 """
-
-# Runs of one sweep are compared with each other: all but this is to be alike in what was trained and what the plan says.
-MAY_DIFFER = {"checkpoint.keep", "checkpoint.minutes", "data.workers", "data.broken_share", "log.steps", "log.tensorboard"}
 
 
 def parser() -> configuration.OneLineParser:
@@ -74,7 +71,7 @@ def refuse_changed(plan: Plan, folder: Path) -> None:
     for run in plan.runs:
         path = folder / run.name / "config.yaml"
         if path.exists():
-            changed = run.config.changed_since(configuration.read(path), MAY_DIFFER)
+            changed = run.differs_from(configuration.read(path))
             if changed:
                 what = f"this run has another {changed[0]} than the plan"
                 raise UsageError(f"{path}: {what}; remove its folder, or give the plan's file another name")
@@ -83,10 +80,7 @@ def refuse_changed(plan: Plan, folder: Path) -> None:
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """The sweep's folder, kept from another sweep. Raises UsageError if it cannot be made or another sweep works in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder}: the sweep's folder cannot be made ({error.strerror}); choose another --runs") from None
+    make_folder(folder, "sweep's folder", "--runs")
     with open(folder / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,6 +22,7 @@ from skipvit.tools.launch import own_environment
 from skipvit.tools.plan import Run
 from skipvit.training.processes import SAVED, end_with_parent
 from skipvit.training.run_folder import RunFolder
+from skipvit.training.signals import stop_signals
 
 LOOK_EVERY_S = 0.5
 MOST_OF_A_LINE = 200  # characters; the log has all
@@ -81,9 +82,7 @@ class Jobs:
         """
         self.logs.mkdir(exist_ok=True)
         self.note_failures()
-        asks = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        numbers = [number for number in asks if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP, and so does this then
-        before = {number: signal.signal(number, self.ask_to_stop) for number in numbers}
+        before = {number: signal.signal(number, self.ask_to_stop) for number in stop_signals()}
         self.begun, self.epochs_before = time.monotonic(), sum(self.epochs.values())
         looks = {"unit": "epoch", "desc": self.folder.name, "disable": None, "smoothing": 0}
         self.bar = tqdm(total=self.total, initial=self.epochs_before, **looks)
@@ -201,7 +200,7 @@ class Jobs:
         if self.failed:
             names = "; ".join(f"{name} ({why})" for name, why in self.failed.items())
             raise RunError(f"{len(self.failed)} of {len(self.runs)} runs failed: {names}; the same command tries them again")
-        print(f"{done}, in {self.folder}; skipvit report {self.folder}")
+        print(f"{done}, in {self.folder}, after {_duration(time.monotonic() - self.begun)}; skipvit report {self.folder}")
 
 
 def _settle(parent: int, cores: set[int] | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Iterator
 
 from skipvit import config as configuration
 from skipvit.config import Config
@@ -17,7 +18,7 @@ SOURCE = "taken_from.txt"  # in a run's folder: where it was trained
 
 
 def take_over(plan: Plan, folder: Path, source: Path) -> list[str]:
-    """Copy finished runs of another sweep that differ from runs of the plan in their names alone (and in how many checkpoints are kept).
+    """Copy finished runs of another sweep that differ from runs of the plan in nothing but their names.
 
     Args:
         folder: of the plan's sweep; runs that were begun there are left alone.
@@ -29,12 +30,12 @@ def take_over(plan: Plan, folder: Path, source: Path) -> list[str]:
     Raises:
         UsageError: the source is no folder with runs, or a copy cannot be written.
     """
-    there = {_content(config): path for path, config in _finished_runs(source)}
+    there = list(_finished_runs(source))
     if not there:
         raise UsageError(f"--reuse: {source} has no finished runs")
     taken = []
     for run in plan.runs:
-        path = there.get(_content(run.config))
+        path = next((path for path, config in there if config.seed == run.seed and not run.differs_from(config)), None)
         if path is not None and not (folder / run.name).exists():
             try:
                 _copy(path, folder / run.name, run.name)
@@ -44,17 +45,11 @@ def take_over(plan: Plan, folder: Path, source: Path) -> list[str]:
     return taken
 
 
-def _finished_runs(source: Path):
+def _finished_runs(source: Path) -> Iterator[tuple[Path, Config]]:
     for path in sorted(source.glob("[!.]*/config.yaml")):
         config = configuration.read(path)
         if finished(RunFolder(path.parent), config):
             yield path.parent, config
-
-
-def _content(config: Config) -> str:
-    """All of a configuration that its result, its log and its evaluations depend on."""
-    values = config.model_dump(mode="json", exclude={"name": True, "checkpoint": {"keep"}})
-    return repr(values)
 
 
 def _copy(path: Path, target: Path, name: str) -> None:

@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from mindspore import Tensor
 
 from skipvit import config as configuration
@@ -17,10 +16,12 @@ from skipvit.analysis.pictures import kept_figure
 from skipvit.analysis.summary import as_text, summary
 from skipvit.config import Config
 from skipvit.data.image_folder import refuse_other_classes
-from skipvit.data.pipeline import Shard, Source, Subset, fingerprint, training_steps
+from skipvit.data.pipeline import Shard, Source, fingerprint, training_steps
 from skipvit.errors import RunError, UsageError
 from skipvit.models.vit import Activations, ViT
-from skipvit.tools.build import batches_of, build_mixer, build_network, build_optimizer, build_state, open_source
+from skipvit.tools.build import (
+    batches_of, build_mixer, build_network, build_optimizer, build_state, evenly_spaced, open_source, sample,
+)  # fmt: skip
 from skipvit.tools.initial import Initial, read_initial
 from skipvit.training import checkpoint, distributed, events
 from skipvit.training.checkpoint import Checkpoint, Position
@@ -271,7 +272,7 @@ def finish(config: Config, network: ViT, folder: RunFolder, val_source: Source) 
 
 def draw_kept(config: Config, network: ViT, val_source: Source, count: int = 16):
     """Figure of validation pictures, evenly spaced over the set, with what the routed forward keeps and predicts."""
-    images, labels, noise = sample(config, network, val_source, count)
+    images, labels, noise = sample(config, val_source, evenly_spaced(val_source, count), network.noise_width)
     names = [f"routes.{r}.kept" for r in range(len(network.spans))]
     network.set_train(False)
     found = Activations(network, ["logits", *names]).by_name(Tensor(images), Tensor(noise))
@@ -279,12 +280,3 @@ def draw_kept(config: Config, network: ViT, val_source: Source, count: int = 16)
     captions = [f"{classes[label]} → {classes[guess]}" for label, guess in zip(labels, guesses)]
     grid = config.model.image_size // config.model.patch
     return kept_figure(images, [found[name] for name in names], captions, grid)
-
-
-def sample(config: Config, network: ViT, source: Source, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Validation pictures, evenly spaced over the set: images, labels and noise, see `data.pipeline`."""
-    chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int).tolist()
-    # Those that cannot be decoded are black here; the run has listed them already.
-    shown = config.model_copy(update={"data": config.data.model_copy(update={"broken_share": 1.0})})
-    ((images, labels, noise, _),) = batches_of(shown, Subset(source, chosen), network.noise_width, False, batch_size=len(chosen))()
-    return images, labels, noise

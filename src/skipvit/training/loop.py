@@ -111,7 +111,7 @@ class StepWatch(Callback):
         values = self.values()  # waits for the last step
         elapsed = time.perf_counter() - self.begun
         self.bar.close()
-        record = {"steps": self.batches.steps, "train_loss": self.trainer.state.mean_loss()}
+        record = {"train_loss": self.trainer.state.mean_loss()}
         record |= {name: values[name] for name in REPORT if name != "loss"}
         record["images_per_s"] = self.timed * self.pictures / elapsed if self.timed else None
         record["broken_images"] = len(self.batches.broken.names)
@@ -247,7 +247,10 @@ class Trainer:
         epoch, last = position.epoch + 1, self.plan.phases[-1].end
         if epoch % self.plan.checkpoint_every == 0 or epoch == last:
             self.save(position)
-        record = {"epoch": epoch, "phase": phase.name, "trained": "routed" if phase.routed else "dense", **record}
+        record = {
+            "epoch": epoch, "phase": phase.name, "trained": "routed" if phase.routed else "dense",
+            "steps": position.steps * self.plan.accumulate, **record,
+        }  # fmt: skip
         if epoch % self.plan.eval_every == 0 or epoch == last:
             record["val"] = {name: scores.as_dict() for name, scores in self.evaluate(position).items()}
             self.refuse_nonsense(epoch, record)

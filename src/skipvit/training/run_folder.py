@@ -25,6 +25,14 @@ from skipvit.training.phases import Phase
 FORWARDS = ("dense", "routed", "dense_ema", "routed_ema")
 
 
+def make_folder(path: Path, what: str, option: str) -> None:
+    """Raises UsageError if a folder is not there and cannot be made; the line names the option that chooses it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: the {what} cannot be made ({error.strerror}); choose another {option}") from None
+
+
 class RunFolder:
     """Paths and logs of one run. Only the process that writes (rank 0) makes changes.
 
@@ -54,10 +62,7 @@ class RunFolder:
         """
         if not self.writes:
             return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{self.path}: the run folder cannot be made ({error.strerror}); choose another --runs") from None
+        make_folder(self.path, "run folder", "--runs")
         self.lock = open(self.path / ".lock", "w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

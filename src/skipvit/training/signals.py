@@ -10,6 +10,12 @@ from types import FrameType
 from skipvit.training.processes import LAUNCHER
 
 
+def stop_signals() -> list[int]:
+    """What asks a command that follows other processes to stop; not SIGHUP where nohup has it ignored."""
+    hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
 class StopRequest:
     """A context in which the first SIGTERM or SIGINT only sets `name`; the second one acts as it would without.
 
