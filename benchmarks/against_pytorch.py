@@ -20,14 +20,14 @@ os.environ.setdefault("GLOG_v", "4")
 
 from tqdm import tqdm
 
-from skipvit import config as configuration
 from skipvit.cli import exit_code
-from skipvit.config import Config
-from skipvit.errors import UsageError
-from skipvit.tools import bench
-from skipvit.tools.bench import Variant
-from skipvit.tools.bench_report import as_text, report
-from skipvit.tools.turns import Worker
+from skipvit.config import config as configuration
+from skipvit.config.config import Config
+from skipvit.measure import bench
+from skipvit.measure.bench import Variant
+from skipvit.measure.bench_report import as_text, report
+from skipvit.measure.turns import Worker
+from skipvit.util.errors import UsageError
 
 WORKER = str(Path(__file__).with_name("pytorch_worker.py"))
 STEPS, HEAVIEST = 3, 20  # steps that are profiled, operators that are printed
@@ -42,7 +42,9 @@ def parser() -> configuration.OneLineParser:
     )
     result.add_argument("config", metavar="CONFIG", help="YAML file of a run; its other keys as options")
     result.add_argument("--pytorch", choices=(*KINDS, "both"), default="plain", help="which PyTorch (default: plain)")
-    result.add_argument("--torch_python", default=sys.executable, metavar="FILE", help="Python with PyTorch (default: this)")
+    result.add_argument(
+        "--torch_python", default=sys.executable, metavar="FILE", help="Python with PyTorch (default: this)"
+    )
     result.add_argument("--rounds", type=int, default=20, metavar="N", help="turns of each (default: 20)")
     result.add_argument("--widest", type=float, default=0.05, metavar="X", help="as of skipvit bench")
     result.add_argument("--operators", action="store_true", help="instead: the heaviest operators of PyTorch's step")
@@ -79,7 +81,9 @@ def comparable(config: Config) -> Config:
     if config.amp.dtype == "float16":
         raise UsageError("amp.dtype: the comparison is in float32, on CPU; use --amp.dtype float32")
     if config.optim.accumulate > 1:
-        raise UsageError("optim.accumulate: the comparison is of steps that each update the weights; use --optim.accumulate 1")
+        raise UsageError(
+            "optim.accumulate: the comparison is of steps that each update the weights; use --optim.accumulate 1"
+        )
     return config.model_copy(update={"device": "cpu"})
 
 

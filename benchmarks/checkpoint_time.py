@@ -1,6 +1,6 @@
 """Time and size of a checkpoint of a training run: everything that it needs to go on.
 
-    python benchmarks/checkpoint_time.py --config configs/skipvit_small_imagenet.yaml
+python benchmarks/checkpoint_time.py --config configs/skipvit_small_imagenet.yaml
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 os.environ.setdefault("GLOG_v", "4")
 
-from skipvit import config as configuration
-from skipvit.tools.build import build_network, build_optimizer, build_state
-from skipvit.training import checkpoint, distributed
+from skipvit.config import config as configuration
+from skipvit.engine import checkpoint, distributed
+from skipvit.engine.build import build_network, build_optimizer, build_state
 
 
 def main() -> None:
@@ -29,7 +29,11 @@ def main() -> None:
     device, _ = distributed.start(config.device)
     network = build_network(config, device)
     optimizer = build_optimizer(config, network, steps_per_epoch=100 * config.optim.accumulate)
-    parameters = [*network.get_parameters(), *optimizer.get_parameters(), *build_state(config, optimizer, device).saved()]
+    parameters = [
+        *network.get_parameters(),
+        *optimizer.get_parameters(),
+        *build_state(config, optimizer, device).saved(),
+    ]
     writes, reads = [], []
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         for step in range(options.rounds):
@@ -40,9 +44,11 @@ def main() -> None:
             checkpoint.read_run(path).restore(parameters)
             reads.append(time.perf_counter() - begun)
         size = path.stat().st_size / 2**20
-    print(f"{config.name}: {sum(p.size for p in network.get_parameters()):,} parameters, checkpoint {size:.0f} MiB, "
-          f"written in {statistics.median(writes):.2f} s, restored in {statistics.median(reads):.2f} s "
-          f"(medians of {options.rounds})")  # fmt: skip
+    print(
+        f"{config.name}: {sum(p.size for p in network.get_parameters()):,} parameters, checkpoint {size:.0f} MiB, "
+        f"written in {statistics.median(writes):.2f} s, restored in {statistics.median(reads):.2f} s "
+        f"(medians of {options.rounds})"
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from skipvit.training.run_folder import RunFolder
+from skipvit.runs.run_folder import RunFolder
 
 
 def main() -> None:
@@ -25,11 +25,25 @@ def main() -> None:
     for number, run in enumerate(options.runs):
         records, color = RunFolder(Path(run), writes=False).records(), f"C{number}"
         epochs = [record["epoch"] for record in records]
-        loss.plot(epochs, [record["train_loss"] for record in records], color=color, marker="o", markersize=3, label=Path(run).name)
+        loss.plot(
+            epochs,
+            [record["train_loss"] for record in records],
+            color=color,
+            marker="o",
+            markersize=3,
+            label=Path(run).name,
+        )
         for suffix, style in (("", "-"), ("_ema", "--")):
-            points = [(r["epoch"], r["val"][r["trained"] + suffix]["top1"]) for r in records if r["trained"] + suffix in r["val"]]
+            points = [
+                (r["epoch"], r["val"][r["trained"] + suffix]["top1"])
+                for r in records
+                if r["trained"] + suffix in r["val"]
+            ]
             accuracy.plot(*zip(*points), style, color=color)
-    for axis, title in ((loss, "training loss (mixed, smoothed targets)"), (accuracy, "top-1, %, of the trained forward")):
+    for axis, title in (
+        (loss, "training loss (mixed, smoothed targets)"),
+        (accuracy, "top-1, %, of the trained forward"),
+    ):
         axis.set_title(title)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)

@@ -23,16 +23,18 @@ os.environ.setdefault("GLOG_v", "4")
 import numpy as np
 from mindspore.profiler import ProfilerActivity, profile, schedule, tensorboard_trace_handler
 
-from skipvit import config as configuration
-from skipvit.errors import RunError
-from skipvit.tools.synthetic import network_of, random_batch, training_step
-from skipvit.training import distributed
+from skipvit.config import config as configuration
+from skipvit.engine import distributed
+from skipvit.measure.synthetic import network_of, random_batch, training_step
+from skipvit.util.errors import RunError
 
 NEWER = "MindSpore's profiler wrote no {0}, as that of 2.8.0 does"
 
 
 def main() -> None:
-    parser = configuration.OneLineParser(prog="heaviest_operators.py", description="The heaviest operators of a training step.")
+    parser = configuration.OneLineParser(
+        prog="heaviest_operators.py", description="The heaviest operators of a training step."
+    )
     parser.add_argument("--config", required=True, metavar="FILE")
     parser.add_argument("--forward", choices=("dense", "routed", "plain"), default="dense")
     parser.add_argument("--steps", type=int, default=5, metavar="N")

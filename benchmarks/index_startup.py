@@ -32,7 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=1_000_000, metavar="N", help="pictures (default: 1000000)")
     parser.add_argument("--classes", type=int, default=1000, metavar="N", help="class folders (default: 1000)")
-    parser.add_argument("--folder", metavar="FOLDER", help="where to make the tree (default: the system's temporary folder)")
+    parser.add_argument(
+        "--folder", metavar="FOLDER", help="where to make the tree (default: the system's temporary folder)"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="index_startup_") as folder:
         tree, index = Path(folder) / "data", Path(folder) / "index"

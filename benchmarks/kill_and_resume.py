@@ -28,13 +28,26 @@ TRAIN = Path(__file__).parents[1] / "train.py"
 CONFIG = {
     "name": "run",
     "model": {
-        "size": "tiny", "width": 16, "depth": 3, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10, "drop_path": 0.2,
+        "size": "tiny",
+        "width": 16,
+        "depth": 3,
+        "heads": 2,
+        "patch": 8,
+        "image_size": 32,
+        "num_classes": 10,
+        "drop_path": 0.2,
     },
     "routes": [{"start": 1, "end": 2, "scorer": "random"}],
     "phases": {"dense_warmup_epochs": 1, "dense_cooldown_epochs": 1},
     "data": {"kind": "shapes", "batch_size": 16, "train_size": 960, "val_size": 256},
     "augment": {
-        "crop": "pad", "hflip": 0.5, "rand_augment": 9, "random_erasing": 0.25, "repeats": 2, "mixup": 0.8, "cutmix": 1.0,
+        "crop": "pad",
+        "hflip": 0.5,
+        "rand_augment": 9,
+        "random_erasing": 0.25,
+        "repeats": 2,
+        "mixup": 0.8,
+        "cutmix": 1.0,
     },
     "optim": {"epochs": 4, "warmup_epochs": 1, "accumulate": 2},
     "ema": {"decay": 0.9},
@@ -109,7 +122,7 @@ def kill_once(root: Path, number: int, duration: float) -> tuple[str, bool, str]
 
 
 def last_state(folder: str | Path) -> dict[str, np.ndarray]:
-    from skipvit.training.checkpoint import read, saved
+    from skipvit.engine.checkpoint import read, saved
 
     return read(saved(Path(folder) / "run" / "checkpoints")[-1])
 

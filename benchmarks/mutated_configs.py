@@ -26,7 +26,7 @@ import yaml
 from tqdm import tqdm
 
 from skipvit.cli import run
-from skipvit.config import Config
+from skipvit.config.config import Config
 
 BASE = {
     "name": "run",
@@ -34,10 +34,53 @@ BASE = {
     "data": {"kind": "shapes", "batch_size": 16, "train_size": 48, "val_size": 16},
     "optim": {"epochs": 1, "warmup_epochs": 1},
 }
-ABSURD = [None, "", "many", -1, 0, 1e400, float("nan"), -0.5, [], [1, 2], {}, {"a": 1}, True, 10**12, 1e-300, "1e-3", "0x10", "null"]
+ABSURD = [
+    None,
+    "",
+    "many",
+    -1,
+    0,
+    1e400,
+    float("nan"),
+    -0.5,
+    [],
+    [1, 2],
+    {},
+    {"a": 1},
+    True,
+    10**12,
+    1e-300,
+    "1e-3",
+    "0x10",
+    "null",
+]
 # What makes sense for some key or other.
-PLAUSIBLE = [1, 2, 3, 4, 8, 0.1, 0.5, 0.9, 0.999, 1.0, False, "auto", "off", "on", "cpu", "float16", "float32", "pad", "dense",
-             "random_resized", "erf", "matmul", "gather", "shapes"]  # fmt: skip
+PLAUSIBLE = [
+    1,
+    2,
+    3,
+    4,
+    8,
+    0.1,
+    0.5,
+    0.9,
+    0.999,
+    1.0,
+    False,
+    "auto",
+    "off",
+    "on",
+    "cpu",
+    "float16",
+    "float32",
+    "pad",
+    "dense",
+    "random_resized",
+    "erf",
+    "matmul",
+    "gather",
+    "shapes",
+]
 ROUTES = [
     [{"start": 1, "end": 2, "restore": False}],
     [{"start": 0, "end": 1, "scorer": "random", "keep_ratio": 0.6}],
@@ -137,7 +180,9 @@ def main() -> int:
         tally[what] += 1
         if what == "WRONG" or options.show and line:
             print(f"{number}: {line}" + (f"\n{text}" if what == "WRONG" else ""), flush=True)
-    print(f"{options.count} configurations: {tally['ran']} ran, {tally['refused']} were refused in one line, {tally['WRONG']} did neither")
+    print(
+        f"{options.count} configurations: {tally['ran']} ran, {tally['refused']} were refused in one line, {tally['WRONG']} did neither"
+    )
     return 1 if tally["WRONG"] else 0
 
 

@@ -30,7 +30,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
-        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         if self.fused:
             y = F.scaled_dot_product_attention(q, k, v)
         else:
@@ -52,9 +54,17 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     def __init__(self, width: int, heads: int, drop_path: float, gelu: str, fused: bool):
         super().__init__()
-        self.norm1, self.attn, self.drop_path = nn.LayerNorm(width, eps=1e-6), Attention(width, heads, fused), DropPath(drop_path)
+        self.norm1, self.attn, self.drop_path = (
+            nn.LayerNorm(width, eps=1e-6),
+            Attention(width, heads, fused),
+            DropPath(drop_path),
+        )
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.fc1, self.act, self.fc2 = nn.Linear(width, 4 * width), nn.GELU(approximate=gelu), nn.Linear(4 * width, width)
+        self.fc1, self.act, self.fc2 = (
+            nn.Linear(width, 4 * width),
+            nn.GELU(approximate=gelu),
+            nn.Linear(4 * width, width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
@@ -100,7 +110,11 @@ class PyTorchStep:
             weight_decay=optim["weight_decay"],
             fused=strong or None,
         )
-        self.smoothing, self.clip_norm, self.decay = optim["label_smoothing"], optim["clip_norm"], config["ema"]["decay"]
+        self.smoothing, self.clip_norm, self.decay = (
+            optim["label_smoothing"],
+            optim["clip_norm"],
+            config["ema"]["decay"],
+        )
         self.average = [p.detach().clone() for p in self.weights] if self.decay else []
         self.mixes = (self.augment["mixup"] > 0 or self.augment["cutmix"] > 0) and self.augment["mix_prob"] > 0
         self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))

@@ -1,19 +1,20 @@
-"""The process of `against_pytorch.py` in which PyTorch works: like `skipvit.tools.bench_worker`, and without MindSpore."""
+"""The process of `against_pytorch.py` in which PyTorch works: like `skipvit.measure.bench_worker`, and without MindSpore."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 import torch
+from pytorch_vit import PyTorchStep
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from pytorch_vit import PyTorchStep
-from skipvit.tools.timed import Timed
-from skipvit.tools.turns import serve
+from skipvit.measure.timed import Timed
+from skipvit.measure.turns import serve
 
 
 class PyTorchBench(Timed):

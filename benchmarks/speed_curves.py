@@ -22,11 +22,11 @@ os.environ.setdefault("GLOG_v", "4")
 
 from matplotlib.figure import Figure
 
-from skipvit import config as configuration
 from skipvit.cli import exit_code
-from skipvit.errors import UsageError
-from skipvit.tools import bench
-from skipvit.tools.cost import cost_of
+from skipvit.config import config as configuration
+from skipvit.measure import bench
+from skipvit.measure.cost import cost_of
+from skipvit.util.errors import UsageError
 
 DOCS = Path(__file__).parents[1] / "docs"
 SPANS = {3: (4, 7), 5: (4, 9), 7: (4, 11), 9: (2, 11)}
@@ -53,7 +53,12 @@ class Point:
         """What `skipvit bench` is asked."""
         start, end = SPANS[self.blocks]
         routes = f"[{{start: {start}, end: {end}, keep_ratio: {self.keep}}}]"
-        keys = {"model.size": self.model, "model.image_size": self.image, "routes": routes, "data.batch_size": self.batch}
+        keys = {
+            "model.size": self.model,
+            "model.image_size": self.image,
+            "routes": routes,
+            "data.batch_size": self.batch,
+        }
         options = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
         return [configuration.recipe("skipvit_small_imagenet.yaml"), "--device", "cpu", *options]
 
@@ -72,8 +77,12 @@ def main(words: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=12, metavar="N", help="turns of each forward (default: 12)")
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     parser.add_argument("--again", action="store_true", help="measure also what has been measured")
-    parser.add_argument("--results", type=Path, default=DOCS / "curves.json", metavar="FILE", help="default: docs/curves.json")
-    parser.add_argument("--out", type=Path, default=DOCS / "curves.png", metavar="FILE", help="default: docs/curves.png")
+    parser.add_argument(
+        "--results", type=Path, default=DOCS / "curves.json", metavar="FILE", help="default: docs/curves.json"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=DOCS / "curves.png", metavar="FILE", help="default: docs/curves.png"
+    )
     options = parser.parse_args(words)
     bench.check(bench.parser().parse_args(["", "--rounds", str(options.rounds), "--out", str(options.out)]))
     results = measured_before(options.results)
@@ -91,7 +100,9 @@ def measured_before(file: Path) -> dict:
     try:
         return json.loads(file.read_text()) if file.exists() else {}
     except ValueError:
-        raise UsageError(f"--results: {file} does not hold results of this script; name another file, or delete it") from None
+        raise UsageError(
+            f"--results: {file} does not hold results of this script; name another file, or delete it"
+        ) from None
 
 
 def measure(points: dict[str, Point], results: dict, options: argparse.Namespace) -> None:
@@ -148,12 +159,20 @@ def figure_of(results: dict) -> Figure:
     figure = Figure(figsize=(14, 6), layout="constrained")
     axes = figure.subplots(2, len(CURVES), sharey="row")
     for (title, points), (speed, memory) in zip(CURVES.values(), axes.T):
-        there = [(str(value), point, rows(results[point.name])[1]) for value, point in points.items() if point.name in results]
+        there = [
+            (str(value), point, rows(results[point.name])[1])
+            for value, point in points.items()
+            if point.name in results
+        ]
         names = [value for value, _, _ in there]
-        speed.plot(names, [row["ideal_speedup"] for *_, row in there], "k--s", markerfacecolor="none", label="ideal (MACs)")
+        speed.plot(
+            names, [row["ideal_speedup"] for *_, row in there], "k--s", markerfacecolor="none", label="ideal (MACs)"
+        )
         for value, _, row in there:
             _draw_speedup(speed, value, row["step"])
-        memory.plot(names, [ideal_memory(point) for _, point, _ in there], "k--s", markerfacecolor="none", label="by formula")
+        memory.plot(
+            names, [ideal_memory(point) for _, point, _ in there], "k--s", markerfacecolor="none", label="by formula"
+        )
         memory.plot(names, [row["memory_ratio"] for *_, row in there], "o", color="tab:orange", label="measured")
         memory.set_xlabel(title)
         speed.grid(alpha=0.3)

@@ -3,6 +3,8 @@
 import mindspore as ms
 import pytest
 
+from support.runs import make_run  # noqa: F401  a fixture
+
 
 @pytest.fixture(scope="session", autouse=True)
 def graph_mode():

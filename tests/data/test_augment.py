@@ -109,8 +109,19 @@ def test_every_lossless_mode_becomes_its_rgb_values(name):
     assert np.array_equal(np.asarray(picture), pixels)
 
 
-@pytest.mark.parametrize("mode, kind", [("L", "JPEG"), ("RGB", "JPEG"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "TIFF"),
-                                        ("RGB", "WEBP"), ("RGBA", "WEBP"), ("F", "TIFF")])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode, kind",
+    [
+        ("L", "JPEG"),
+        ("RGB", "JPEG"),
+        ("CMYK", "JPEG"),
+        ("CMYK", "TIFF"),
+        ("YCbCr", "TIFF"),
+        ("RGB", "WEBP"),
+        ("RGBA", "WEBP"),
+        ("F", "TIFF"),
+    ],
+)
 def test_other_modes_are_as_pillow_converts_them(mode, kind):
     data = encoded(Image.fromarray(gradient(40, 30)).convert(mode), kind)
     assert np.array_equal(np.asarray(decode(data)), np.asarray(full(data)))
@@ -118,6 +129,7 @@ def test_other_modes_are_as_pillow_converts_them(mode, kind):
 
 def rgb_png(width, height, bits, rows):
     """A file of such a header, for what Pillow does not write."""
+
     def chunk(name, body):
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
@@ -148,7 +160,9 @@ def test_exif_orientation_is_applied(kind, orientation):
     data = encoded(gradient(48, 32), kind, exif=turned(orientation))
     assert np.array_equal(np.asarray(decode(data)), np.asarray(full(data)))
     assert decode(data).size == ((32, 48) if orientation >= 5 else (48, 32))
-    difference = sample(data, 16, Augment()).astype(int) - np.asarray(full(data).resize((16, 16), Image.Resampling.BICUBIC))
+    difference = sample(data, 16, Augment()).astype(int) - np.asarray(
+        full(data).resize((16, 16), Image.Resampling.BICUBIC)
+    )
     assert np.abs(difference).max() <= 2  # Pillow rounds between its two passes, whose order turns
 
 
@@ -221,8 +235,16 @@ def test_a_lack_of_memory_is_not_the_pictures_fault(monkeypatch, error):
 # Decoding at a part of the size
 
 
-@pytest.mark.parametrize("smallest, size", [((400, 300), (400, 300)), ((401, 300), (800, 600)), ((200, 150), (200, 150)),
-                                            ((1600, 1), (1600, 1200)), ((5000, 5000), (1600, 1200))])  # fmt: skip
+@pytest.mark.parametrize(
+    "smallest, size",
+    [
+        ((400, 300), (400, 300)),
+        ((401, 300), (800, 600)),
+        ((200, 150), (200, 150)),
+        ((1600, 1), (1600, 1200)),
+        ((5000, 5000), (1600, 1200)),
+    ],
+)
 def test_a_large_jpeg_is_decoded_as_small_as_allowed(smallest, size):
     pixels = gradient(1600, 1200)
     assert decode(encoded(pixels, "JPEG"), smallest).size == size
@@ -282,8 +304,15 @@ def test_crop_boxes_have_the_areas_and_aspects_of_imagenet():
     assert abs((top[small] / (400 - height[small])).mean() - 0.5) < 0.03
 
 
-@pytest.mark.parametrize("size, box", [((1000, 100), (433, 0, 566, 100)), ((60, 1000), (0, 460, 60, 540)),
-                                       ((1, 1), (0, 0, 1, 1)), ((1, 50), (0, 24, 1, 25))])  # fmt: skip
+@pytest.mark.parametrize(
+    "size, box",
+    [
+        ((1000, 100), (433, 0, 566, 100)),
+        ((60, 1000), (0, 460, 60, 540)),
+        ((1, 1), (0, 0, 1, 1)),
+        ((1, 50), (0, 24, 1, 25)),
+    ],
+)
 def test_where_no_box_fits_the_centre_is_taken(size, box):
     """All of the area: only a picture of an allowed aspect has such a box."""
     assert module._crop_box(*size, (1.0, 1.0), np.random.default_rng(0)) == box
@@ -291,7 +320,9 @@ def test_where_no_box_fits_the_centre_is_taken(size, box):
 
 def test_crop_scale_bounds_the_area():
     rng = np.random.default_rng(0)
-    areas = [(r - left) * (b - t) for left, t, r, b in (module._crop_box(100, 100, (0.2, 0.3), rng) for _ in range(500))]
+    areas = [
+        (r - left) * (b - t) for left, t, r, b in (module._crop_box(100, 100, (0.2, 0.3), rng) for _ in range(500))
+    ]
     assert 1900 <= min(areas) < 2100 and 2900 < max(areas) <= 3100
 
 
@@ -348,6 +379,7 @@ def test_draws_do_not_depend_on_the_size_of_decoding(monkeypatch, crop):
 def test_the_order_is_crop_flip_operations_jitter_erasing(monkeypatch):
     calls = []
     for name in ("_square", "_rand_augmented", "_jittered", "_erase"):
+
         def spy(*arguments, name=name, original=getattr(module, name)):
             calls.append(name)
             return original(*arguments)
@@ -417,7 +449,9 @@ def test_autocontrast_stretches_and_equalize_spreads():
     pixels = (noise(200, 150, 3) // 4 + 60).astype(np.uint8)  # 60 to 123
     low, high = pixels.min((0, 1)).astype(float), pixels.max((0, 1)).astype(float)
     assert np.abs(operated("AutoContrast", pixels, 5.0) - (pixels - low) / (high - low) * 255).max() <= 1
-    darker = np.stack([np.searchsorted(np.sort(channel.ravel()), channel) for channel in np.moveaxis(pixels, -1, 0)], -1)
+    darker = np.stack(
+        [np.searchsorted(np.sort(channel.ravel()), channel) for channel in np.moveaxis(pixels, -1, 0)], -1
+    )
     assert np.abs(operated("Equalize", pixels, 5.0) - darker / darker.max((0, 1)) * 255).max() < 3
 
 
@@ -513,6 +547,7 @@ def test_number_spread_and_bounds_of_magnitudes_are_settings(record):
 def test_color_jitter_draws_factors_and_order(monkeypatch):
     calls = []
     for name in ("Brightness", "Contrast", "Color"):
+
         class Spy:
             def __init__(self, picture, name=name):
                 self.picture, self.name = picture, name
@@ -535,7 +570,9 @@ def test_color_jitter_draws_factors_and_order(monkeypatch):
 
 def test_color_jitter_scales_a_grey_picture():
     """Only brightness shows on one grey."""
-    values = np.array([sample(np.full((4, 4, 3), 100, np.uint8), 4, Augment(color_jitter=0.4), seed) for seed in range(300)])
+    values = np.array(
+        [sample(np.full((4, 4, 3), 100, np.uint8), 4, Augment(color_jitter=0.4), seed) for seed in range(300)]
+    )
     assert (values == values[:, :1, :1, :1]).all()
     assert 59 <= values.min() <= 62 and 138 <= values.max() <= 141
 
@@ -556,7 +593,9 @@ def test_random_erasing_fills_a_rectangle_with_imagenets_noise():
     assert len(boxes) > 595
     top, bottom, left, right = np.array(boxes).T
     height, width = bottom - top, right - left
-    assert ((height - 0.5) * (width - 0.5) <= 64 * 64 / 3).all() and ((height + 0.5) * (width + 0.5) >= 0.02 * 64 * 64).all()
+    assert ((height - 0.5) * (width - 0.5) <= 64 * 64 / 3).all() and (
+        (height + 0.5) * (width + 0.5) >= 0.02 * 64 * 64
+    ).all()
     aspect = height / width
     assert ((height + 0.5) / (width - 0.5) >= 0.3).all() and ((height - 0.5) / (width + 0.5) <= 1 / 0.3).all()
     assert aspect.min() < 0.35 and aspect.max() > 2.85 and abs(np.log(aspect).mean()) < 0.1
@@ -589,12 +628,16 @@ def bicubic(pixels, count):
     return np.tensordot(weights / weights.sum(1, keepdims=True), pixels, 1)
 
 
-@pytest.mark.parametrize("width, height, size, crop", [(91, 60, 32, 0.875), (60, 91, 32, 0.875), (40, 53, 64, 0.95),
-                                                       (50, 50, 32, 1.0), (33, 200, 24, 0.9)])  # fmt: skip
+@pytest.mark.parametrize(
+    "width, height, size, crop",
+    [(91, 60, 32, 0.875), (60, 91, 32, 0.875), (40, 53, 64, 0.95), (50, 50, 32, 1.0), (33, 200, 24, 0.9)],
+)
 def test_validation_is_the_centre_of_the_resized_picture(width, height, size, crop):
     pixels = (noise(height, width, 3) // 2 + gradient(width, height) // 3).astype(np.uint8)
     short = round(size / crop)
-    new_width, new_height = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    new_width, new_height = (
+        (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    )
     across = bicubic(pixels.swapaxes(0, 1), new_width).swapaxes(0, 1).round().clip(0, 255)
     resized = bicubic(across, new_height).round().clip(0, 255)
     top, left = int(round((new_height - size) / 2.0)), int(round((new_width - size) / 2.0))

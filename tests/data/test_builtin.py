@@ -55,8 +55,9 @@ def boxes(masks):
     """First and last row and column of each mask: int (n, 4) as (top, bottom, left, right)."""
     rows, columns = masks.any(2), masks.any(1)
     last = masks.shape[1] - 1
-    return np.stack([rows.argmax(1), last - rows[:, ::-1].argmax(1),
-                     columns.argmax(1), last - columns[:, ::-1].argmax(1)], 1)
+    return np.stack(
+        [rows.argmax(1), last - rows[:, ::-1].argmax(1), columns.argmax(1), last - columns[:, ::-1].argmax(1)], 1
+    )
 
 
 def centred(masks):
@@ -186,12 +187,15 @@ def test_size_tells_the_class_only_weakly(train, val):
     assert (likeliest[area[1]].argmax(1) == val.labels).mean() < 0.2
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(count=-1, seed=0, split="train"), "count must be >= 0, got -1"),
-    (dict(count=1, seed=0, split="test"), "split must be one of train, val, got 'test'"),
-    (dict(count=1, seed=-1, split="train"), "seed must be in"),
-    (dict(count=1, seed=2**32, split="train"), "seed must be in"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(count=-1, seed=0, split="train"), "count must be >= 0, got -1"),
+        (dict(count=1, seed=0, split="test"), "split must be one of train, val, got 'test'"),
+        (dict(count=1, seed=-1, split="train"), "seed must be in"),
+        (dict(count=1, seed=2**32, split="train"), "seed must be in"),
+    ],
+)
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         generate(**arguments)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from skipvit.data.cifar import open_cifar
-from skipvit.errors import RunError, UsageError
+from skipvit.util.errors import RunError, UsageError
 
 NAMES = {
     "cifar10": "airplane automobile bird cat deer dog frog horse ship truck".split(),
@@ -92,7 +92,9 @@ def test_damaged_files(made):
     damaged = bytearray(good)
     damaged[size + position] = len(NAMES[kind])
     path.write_bytes(damaged)
-    with pytest.raises(RunError, match=f"{path.name}: record 1 has label {len(NAMES[kind])} of {len(NAMES[kind])} classes"):
+    with pytest.raises(
+        RunError, match=f"{path.name}: record 1 has label {len(NAMES[kind])} of {len(NAMES[kind])} classes"
+    ):
         open_cifar(folder, kind, "train")
     path.unlink()
     with pytest.raises(RunError, match=f"{path.name}: cannot be read"):
@@ -109,10 +111,13 @@ def test_no_data_there(made, tmp_path):
         open_cifar(tmp_path, kind, "train")
 
 
-@pytest.mark.parametrize("kind,subfolder,file", [
-    ("cifar10", "cifar-10-batches-py", "data_batch_1"),
-    ("cifar100", "cifar-100-python", "meta"),
-])
+@pytest.mark.parametrize(
+    "kind,subfolder,file",
+    [
+        ("cifar10", "cifar-10-batches-py", "data_batch_1"),
+        ("cifar100", "cifar-100-python", "meta"),
+    ],
+)
 def test_the_python_version_is_named(tmp_path, kind, subfolder, file):
     (tmp_path / subfolder).mkdir()
     (tmp_path / subfolder / file).touch()

@@ -11,7 +11,7 @@ import pytest
 
 from skipvit.data import image_folder
 from skipvit.data.image_folder import open_split, refuse_other_classes
-from skipvit.errors import RunError, UsageError
+from skipvit.util.errors import RunError, UsageError
 
 PICTURES = {
     "n02": ["b.JPEG", "a.jpg", "B.png", "é.gif", "10.webp", "9.tiff"],
@@ -121,7 +121,10 @@ def test_index_gives_the_same_without_listing(data, tmp_path, later, scanned):
 def test_any_content_can_be_kept(tmp_path):
     """Whatever bytes the checksum happens to have, line ends among them."""
     for i in range(1000):
-        kept = {"a": image_folder.Listing((i, 1), 1, b"1.jpg\0"), "b": image_folder.Listing((1, i), 2, b"2.jpg\0003.jpg\0")}
+        kept = {
+            "a": image_folder.Listing((i, 1), 1, b"1.jpg\0"),
+            "b": image_folder.Listing((1, i), 2, b"2.jpg\0003.jpg\0"),
+        }
         image_folder._save(tmp_path / "index", kept)
         assert image_folder._load(tmp_path / "index") == kept
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from mindspore.mindrecord import FileReader
 
+from skipvit.data import mindrecord_writer as tool
 from skipvit.data.mindrecord import open_mindrecord
-from skipvit.errors import RunError, UsageError
-from skipvit.tools import mindrecord as tool
-from skipvit.tools.mindrecord import main
+from skipvit.data.mindrecord_writer import main
+from skipvit.util.errors import RunError, UsageError
 
 MEGA = 1 << 20
 
@@ -108,8 +108,12 @@ def test_both_splits_come_back(small, converted, capsys):
     assert source.name(5) == f"record 1 of {converted}/train_00001.mindrecord ({records[5][2]})"
     assert [label for _, label, _ in of_source(open_mindrecord(converted, "val"))] == [0, 1, 2]
     assert sorted(path.name for path in converted.iterdir() if path.suffix != ".db") == [
-        "train.json", "train_00000.mindrecord", "train_00001.mindrecord", "train_00002.mindrecord",
-        "val.json", "val_00000.mindrecord",
+        "train.json",
+        "train_00000.mindrecord",
+        "train_00001.mindrecord",
+        "train_00002.mindrecord",
+        "val.json",
+        "val_00000.mindrecord",
     ]
     manifest = json.loads((converted / "train.json").read_text())
     assert [shard["pictures"] for shard in manifest["shards"]] == [4, 4, 3]
@@ -119,9 +123,13 @@ def test_both_splits_come_back(small, converted, capsys):
 def test_many_pages_and_sizes(tmp_path):
     """Several blob pages of 32 MiB, raw pages between them, and pictures from a byte to 7 MiB in no order."""
     rng = np.random.default_rng(1)
-    sizes = np.concatenate([rng.integers(1, 300, 1500), rng.integers(10_000, 200_000, 300), rng.integers(MEGA, 7 * MEGA, 12)])
+    sizes = np.concatenate(
+        [rng.integers(1, 300, 1500), rng.integers(10_000, 200_000, 300), rng.integers(MEGA, 7 * MEGA, 12)]
+    )
     rng.shuffle(sizes)
-    records = make(tmp_path / "in" / "train", {f"n{k:02d}": part.tolist() for k, part in enumerate(np.array_split(sizes, 20))})
+    records = make(
+        tmp_path / "in" / "train", {f"n{k:02d}": part.tolist() for k, part in enumerate(np.array_split(sizes, 20))}
+    )
     main([str(tmp_path / "in"), str(tmp_path / "out"), "--split", "train", "--shard_size", "1500"])
     with sqlite3.connect(tmp_path / "out" / "train_00000.mindrecord.db") as connection:
         assert connection.execute("SELECT COUNT(DISTINCT PAGE_ID_BLOB) FROM INDEXES").fetchone()[0] > 2
@@ -150,7 +158,10 @@ def test_empty_and_oversized_pictures_are_refused(tmp_path, monkeypatch):
 def test_a_finished_conversion_is_kept(small, copy, capsys):
     before = shards_of(copy)
     convert(small, copy)
-    assert shards_of(copy) == before and "11 pictures of 3 classes in 3 files, 0 of them written now" in capsys.readouterr().out
+    assert (
+        shards_of(copy) == before
+        and "11 pictures of 3 classes in 3 files, 0 of them written now" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("harm", ["no last shard", "no index", "cut off", "no shard, no manifest"])
@@ -194,7 +205,9 @@ def test_killed_before_any_of_the_moves(small, tmp_path, monkeypatch, moment):
     with pytest.raises(UsageError, match="train.json is not there"):
         open_mindrecord(tmp_path / "out", "train")
     convert(small, tmp_path / "out")
-    assert of_source(open_mindrecord(tmp_path / "out", "train")) == small[1] == of_file_reader(tmp_path / "out", "train")
+    assert (
+        of_source(open_mindrecord(tmp_path / "out", "train")) == small[1] == of_file_reader(tmp_path / "out", "train")
+    )
     assert not list((tmp_path / "out").glob(".*"))
 
 
@@ -235,8 +248,11 @@ def test_killed_within_a_shard_leaves_nothing_that_spoils_the_next(small, tmp_pa
 
 def test_sigkill_and_resume(tmp_path):
     records = make(tmp_path / "in" / "train", {"a": [5000] * 600, "b": [3000] * 600})
-    out, words = tmp_path / "out", [str(tmp_path / "in"), str(tmp_path / "out"), "--split", "train", "--shard_size", "12"]
-    code = f"from skipvit.tools.mindrecord import main; main({words!r})"
+    out, words = (
+        tmp_path / "out",
+        [str(tmp_path / "in"), str(tmp_path / "out"), "--split", "train", "--shard_size", "12"],
+    )
+    code = f"from skipvit.data.mindrecord_writer import main; main({words!r})"
     process = subprocess.Popen([sys.executable, "-c", code])
     limit = time.monotonic() + 60
     while len(list(out.glob("train_*.db"))) < 3 and time.monotonic() < limit:
@@ -311,7 +327,9 @@ def test_mindspores_reason_is_one_line(small, tmp_path, monkeypatch):
     monkeypatch.setattr(tool.FileWriter, "commit", lambda writer: (_ for _ in ()).throw(RuntimeError(text)))
     with pytest.raises(RunError) as error:
         convert(small, tmp_path / "out")
-    assert str(error.value).endswith("train_00000.mindrecord: cannot be written (No free disk.); check the folder and free space")
+    assert str(error.value).endswith(
+        "train_00000.mindrecord: cannot be written (No free disk.); check the folder and free space"
+    )
 
 
 def test_refused_when_opened(converted, copy, tmp_path):

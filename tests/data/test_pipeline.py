@@ -14,7 +14,7 @@ from PIL import Image
 from skipvit.data.augment import Augment, Mix
 from skipvit.data.image_folder import open_split
 from skipvit.data.pipeline import COLUMNS, PADDING, Arrays, Batches, Broken, Order, Shard, Subset, training_steps
-from skipvit.errors import RunError
+from skipvit.util.errors import RunError
 
 ALL = Augment("random_resized", (0.2, 1.0), 0.5, rand_augment=9.0, color_jitter=0.3, random_erasing=0.5)
 MIXED = Mix(mixup=0.8, cutmix=1.0)
@@ -26,7 +26,10 @@ class Files:
 
     def __init__(self, contents):
         self.contents, self.reads = list(contents), 0
-        self.classes, self.labels = tuple(map(str, range(len(self.contents)))), np.arange(len(self.contents), dtype=np.int32)
+        self.classes, self.labels = (
+            tuple(map(str, range(len(self.contents)))),
+            np.arange(len(self.contents), dtype=np.int32),
+        )
 
     def __len__(self):
         return len(self.contents)
@@ -77,8 +80,9 @@ def equal(first, second):
     first, second = list(first), list(second)
     return len(first) == len(second) and all(
         a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-        for one, other in zip(first, second) for a, b in zip(one, other, strict=True)
-    )  # fmt: skip
+        for one, other in zip(first, second)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def read(dataset, passes=1):
@@ -179,7 +183,9 @@ def test_copies_are_augmented_each_in_its_own_way():
 
 def test_the_number_of_threads_changes_nothing():
     source = photographs()
-    runs = [list(batches(source, image_size=16, augment=ALL, mix=MIXED, repeats=2, workers=n, epoch=2)) for n in (1, 2, 4)]
+    runs = [
+        list(batches(source, image_size=16, augment=ALL, mix=MIXED, repeats=2, workers=n, epoch=2)) for n in (1, 2, 4)
+    ]
     assert len(runs[0]) == 6 and equal(runs[0], runs[1]) and equal(runs[0], runs[2])
     unchanged = batches(source, image_size=16, mix=MIXED, repeats=2, epoch=2)
     assert not equal(runs[0], unchanged)
@@ -255,7 +261,13 @@ def test_mix_numbers_are_those_of_a_step_an_epoch_and_a_card():
     different = runs[0] + runs[1] + runs[2] + runs[4]
     assert len(set(different)) == len(different)
     assert len(set(runs[3] + runs[4])) == 24
-    assert runs == [numbers(), numbers(epoch=1), numbers(seed=6), numbers(shard=Shard(0, 2)), numbers(shard=Shard(1, 2))]
+    assert runs == [
+        numbers(),
+        numbers(epoch=1),
+        numbers(seed=6),
+        numbers(shard=Shard(0, 2)),
+        numbers(shard=Shard(1, 2)),
+    ]
     assert all(batch[3].tolist() == list(UNMIXED) for batch in batches(pictures(40)))
 
 
@@ -270,7 +282,9 @@ def test_validation_shows_everything_once_and_pads_to_whole_batches(count, cards
     labels = np.concatenate([column(part, "label") for part in data])
     images = np.concatenate([column(part, "image") for part in data])
     assert sorted(labels[labels != PADDING]) == list(range(count))
-    assert (images[labels != PADDING][:, 0, 0, 0] == labels[labels != PADDING]).all() and not images[labels == PADDING].any()
+    assert (images[labels != PADDING][:, 0, 0, 0] == labels[labels != PADDING]).all() and not images[
+        labels == PADDING
+    ].any()
     assert all(batch[3].tolist() == list(UNMIXED) for part in data for batch in part)
     if cards == 1:
         assert labels.tolist() == [*range(count), *[PADDING] * (-count % 4)]
@@ -283,7 +297,11 @@ def test_validation_is_the_same_every_time_and_on_any_number_of_cards():
     noise = dict(zip(column(alone, "label").tolist(), map(bytes, column(alone, "noise"))))
     for rank in range(2):
         shard = list(batches(source, training=False, shard=Shard(rank, 2)))
-        assert all(noise[label] == bytes(row) for label, row in zip(column(shard, "label"), column(shard, "noise")) if label >= 0)
+        assert all(
+            noise[label] == bytes(row)
+            for label, row in zip(column(shard, "label"), column(shard, "noise"))
+            if label >= 0
+        )
     assert len(set(noise.values())) == 11  # of ten pictures, and the zeros of those that pad
 
 
@@ -292,7 +310,9 @@ def test_files_are_cropped_for_validation_and_arrays_are_not():
     picture = Image.fromarray(pixels)
     of_file = column(batches(Files([encoded(pixels)]), training=False, eval_crop=0.5), "image")[0]
     assert np.array_equal(of_file, picture.resize((16, 16), Image.Resampling.BICUBIC).crop((4, 4, 12, 12)))
-    of_array = column(batches(Arrays(pixels[None], np.zeros(1, np.int32), ("a",)), training=False, eval_crop=0.5), "image")[0]
+    of_array = column(
+        batches(Arrays(pixels[None], np.zeros(1, np.int32), ("a",)), training=False, eval_crop=0.5), "image"
+    )[0]
     assert np.array_equal(of_array, picture.resize((8, 8), Image.Resampling.BICUBIC))
 
 
@@ -343,7 +363,9 @@ def test_more_broken_pictures_than_the_share_allows_end_the_run(tmp_path, traini
 
 @pytest.mark.parametrize("share", [0.0, 0.08])
 def test_a_share_of_less_than_one_picture_stops_at_the_first(share):
-    with pytest.raises(RunError, match=r"^folder/3.png: not a picture that can be decoded \(cannot identify image file\)"):
+    with pytest.raises(
+        RunError, match=r"^folder/3.png: not a picture that can be decoded \(cannot identify image file\)"
+    ):
         list(batches(plain_files(12, [3]), broken=Broken(12, share)))
     with pytest.raises(RunError, match=r"folder/3.png: .*data.broken_share"):
         list(batches(plain_files(12, [3])))  # nothing is allowed unless it is said
@@ -355,7 +377,9 @@ def test_what_is_listed_already_counts(tmp_path):
     path.write_text("".join(f"folder/{i}.png\tsome reason\n" for i in BROKEN))
     four = plain_files(16, [*BROKEN, 7])
     list(batches(four, broken=Broken(16, 0.25, path)))
-    assert listed(path) == {f"folder/{i}.png": "some reason" for i in BROKEN} | {"folder/7.png": "cannot identify image file"}
+    assert listed(path) == {f"folder/{i}.png": "some reason" for i in BROKEN} | {
+        "folder/7.png": "cannot identify image file"
+    }
     with pytest.raises(RunError, match=r"^folder/9.png: .* allows 4"):
         list(batches(plain_files(16, [*BROKEN, 7, 9]), broken=Broken(16, 0.25, path)))
 
@@ -439,7 +463,9 @@ def test_why_a_step_failed_is_known_although_the_engine_hands_on_a_text():
         read(data.dataset())
     reason = data.explain(error.value)
     assert isinstance(reason, RunError) and str(reason).startswith("folder/3.png: not a picture that can be decoded")
-    other = batches(pictures(12)).explain(RuntimeError("----------\n- What happened\n----------\nmatmul  broke\n" + "x" * 500))
+    other = batches(pictures(12)).explain(
+        RuntimeError("----------\n- What happened\n----------\nmatmul  broke\n" + "x" * 500)
+    )
     assert isinstance(other, RunError) and "\n" not in str(other) and len(str(other)) < 500
     assert str(other).startswith("a training step failed: What happened matmul broke xxx")
 

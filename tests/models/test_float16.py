@@ -6,12 +6,12 @@ import pytest
 from mindspore import Tensor, nn, ops
 from mindspore.train import mind_ir_pb2
 
-from skipvit.models.routing import Route
+from skipvit.engine.optim import AdamW, learning_rates
+from skipvit.engine.state import TrainingState
+from skipvit.engine.step import TrainingLoss, TrainStep
 from skipvit.models.sizes import Size
 from skipvit.models.vit import Activations, ViT, activation_names
-from skipvit.training.optim import AdamW, learning_rates
-from skipvit.training.state import TrainingState
-from skipvit.training.step import TrainingLoss, TrainStep
+from skipvit.routing.routing import Route
 
 BATCH, CLASSES, SIZE = 4, 7, Size(width=24, depth=2, heads=2)
 ROUTES = [Route(0, 1, 0.5, "random", fuse=True), Route(1, 2, 0.5, "cls_attention_value", restore=False, fuse=True)]

@@ -14,7 +14,9 @@ def positions(grid):
 
 
 # 224 to 384 pixels in patches of 16, 32 to 48 in patches of 4, and smaller, by whole and by odd factors.
-@pytest.mark.parametrize(("old", "new"), [(14, 24), (8, 12), (24, 14), (12, 6), (16, 3), (7, 1), (1, 4), (2, 9), (5, 5)])
+@pytest.mark.parametrize(
+    ("old", "new"), [(14, 24), (8, 12), (24, 14), (12, 6), (16, 3), (7, 1), (1, 4), (2, 9), (5, 5)]
+)
 def test_patches_are_resized_as_pillow_does_and_cls_stays(old, new):
     given = positions(old)
     resized = resized_positions(given, new)

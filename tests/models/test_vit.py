@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
-from reference import forward, stable_best
 
-from skipvit.models.routing import Route
 from skipvit.models.sizes import SIZES, Size
 from skipvit.models.vit import Activations, LayerNorm, ViT, activation_names
+from skipvit.routing.routing import Route
+from support.reference import forward, stable_best
 
 BATCH, IMAGE, PATCH, CLASSES = 3, 16, 4, 7
 TOKENS = (IMAGE // PATCH) ** 2

@@ -13,9 +13,10 @@ import io
 import math
 import re
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Callable, Iterator, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageEnhance, ImageOps
@@ -23,7 +24,9 @@ from PIL import ExifTags, Image, ImageEnhance, ImageOps
 # Pillow warns above this many pixels and refuses above twice as many: large photographs and maps pass, bombs do not.
 Image.MAX_IMAGE_PIXELS = 250_000_000
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # damaged metadata; what cannot be decoded is listed
+warnings.filterwarnings(
+    "ignore", category=UserWarning, module=r"PIL\."
+)  # damaged metadata; what cannot be decoded is listed
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
 
@@ -321,7 +324,9 @@ def _shifted(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     result = np.zeros_like(pixels)
     rows, columns = size - abs(down), size - abs(right)
     to_row, to_column, row, column = max(down, 0), max(right, 0), max(-down, 0), max(-right, 0)
-    result[to_row : to_row + rows, to_column : to_column + columns] = pixels[row : row + rows, column : column + columns]
+    result[to_row : to_row + rows, to_column : to_column + columns] = pixels[
+        row : row + rows, column : column + columns
+    ]
     return result
 
 

@@ -56,19 +56,34 @@ def _unit(points):
 
 # One closed outline per class. Ring and crescent run along their outer arc and back along the inner one.
 # Equal areas keep the object's size from telling its class.
-OUTLINES = {name: _unit(points) for name, points in {
-    "disc": _arc(1, 0, 360),
-    "ring": np.concatenate([_arc(1, 0, 360), _arc(0.52, 360, 0)]),
-    "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
-    "triangle": _arc(1, -90, 150, points=3),
-    "star": _star(),
-    "cross": [(-1, -3.4), (1, -3.4), (1, -1), (3.4, -1), (3.4, 1), (1, 1),
-              (1, 3.4), (-1, 3.4), (-1, 1), (-3.4, 1), (-3.4, -1), (-1, -1)],
-    "crescent": np.concatenate([_arc(1, 44.7, 315.3), _arc(0.75, 290.4, 69.6, (0.45, 0))]),
-    "heart": _heart(),
-    "arrow": [(-5, -1.5), (0, -1.5), (0, -4.5), (5, 0), (0, 4.5), (0, 1.5), (-5, 1.5)],
-    "hourglass": [(-4.5, -5), (4.5, -5), (1, 0), (4.5, 5), (-4.5, 5), (-1, 0)],
-}.items()}
+OUTLINES = {
+    name: _unit(points)
+    for name, points in {
+        "disc": _arc(1, 0, 360),
+        "ring": np.concatenate([_arc(1, 0, 360), _arc(0.52, 360, 0)]),
+        "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+        "triangle": _arc(1, -90, 150, points=3),
+        "star": _star(),
+        "cross": [
+            (-1, -3.4),
+            (1, -3.4),
+            (1, -1),
+            (3.4, -1),
+            (3.4, 1),
+            (1, 1),
+            (1, 3.4),
+            (-1, 3.4),
+            (-1, 1),
+            (-3.4, 1),
+            (-3.4, -1),
+            (-1, -1),
+        ],
+        "crescent": np.concatenate([_arc(1, 44.7, 315.3), _arc(0.75, 290.4, 69.6, (0.45, 0))]),
+        "heart": _heart(),
+        "arrow": [(-5, -1.5), (0, -1.5), (0, -4.5), (5, 0), (0, 4.5), (0, 1.5), (-5, 1.5)],
+        "hourglass": [(-4.5, -5), (4.5, -5), (1, 0), (4.5, 5), (-4.5, 5), (-1, 0)],
+    }.items()
+}
 CLASSES: tuple[str, ...] = tuple(OUTLINES)
 
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from skipvit.errors import RunError, UsageError
+from skipvit.util.errors import RunError, UsageError
 
 SIDE, PIXELS = 32, 3 * 32 * 32
 
@@ -60,7 +60,9 @@ class Cifar:
         counts: pictures in each file.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], files: list[Path], counts: list[int]):
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], files: list[Path], counts: list[int]
+    ):
         self.images, self.labels, self.classes = images, labels, classes
         self.files, self.ends = files, np.cumsum(counts)
 
@@ -110,7 +112,9 @@ def _root(folder: Path, layout: Layout) -> Path:
         if any((root / name).exists() for name in layout.train + layout.val):
             return root
     if (folder / layout.python_subfolder).is_dir() or (folder / layout.python_file).is_file():
-        raise UsageError(f"data.path: {folder} holds the Python version; the binary version ({layout.subfolder}/*.bin) is needed")
+        raise UsageError(
+            f"data.path: {folder} holds the Python version; the binary version ({layout.subfolder}/*.bin) is needed"
+        )
     raise UsageError(f"data.path: neither {layout.train[0]} nor {layout.subfolder}/{layout.train[0]} is in {folder}")
 
 
@@ -141,8 +145,12 @@ def _class_names(path: Path, count: int) -> tuple[str, ...]:
     except FileNotFoundError:
         return tuple(map(str, range(count)))
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: cannot be read ({getattr(error, 'strerror', 'not text')}); unpack the data set again") from None
+        raise RunError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', 'not text')}); unpack the data set again"
+        ) from None
     names = tuple(line.strip() for line in lines if line.strip())  # the official files end in empty lines
     if len(names) != count:
-        raise RunError(f"{path}: {len(names)} names for {count} classes; unpack the data set again, or remove this file")
+        raise RunError(
+            f"{path}: {len(names)} names for {count} classes; unpack the data set again, or remove this file"
+        )
     return names

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from skipvit.errors import RunError, UsageError
+from skipvit.util.errors import RunError, UsageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")  # what Pillow decodes
 INDEX_FORMAT = 1
@@ -96,8 +96,12 @@ def open_split(folder: Path, split: str, index: Path | None = None) -> ImageFold
     listings = _listings(root, classes, index and Path(index) / _index_name(root))
     for name, listing in zip(classes, listings):
         if not listing.count:
-            raise RunError(f"{root / name}: no pictures in this class ({', '.join(EXTENSIONS)}); add some or remove the folder")
-    return ImageFolder(root, classes, [listing.count for listing in listings], b"".join(listing.names for listing in listings))
+            raise RunError(
+                f"{root / name}: no pictures in this class ({', '.join(EXTENSIONS)}); add some or remove the folder"
+            )
+    return ImageFolder(
+        root, classes, [listing.count for listing in listings], b"".join(listing.names for listing in listings)
+    )
 
 
 def refuse_other_classes(train, val) -> None:
@@ -129,7 +133,9 @@ def _listings(root: Path, classes: tuple[str, ...], index: Path | None) -> list[
 def _scan(folder: str) -> Listing:
     now, stamp = time.time_ns(), _stamp(folder)  # before the listing: what changes meanwhile changes the stamp
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.name.lower().endswith(EXTENSIONS))
+        names = sorted(
+            entry.name for entry in entries if entry.name[0] != "." and entry.name.lower().endswith(EXTENSIONS)
+        )
     text = "".join(f"{name}\0" for name in names)
     return Listing(stamp if max(stamp) < now - RACY_NS else UNTRUSTED, len(names), os.fsencode(text))
 

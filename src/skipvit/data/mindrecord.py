@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from skipvit.errors import DamagedRecord, RunError, UsageError
+from skipvit.util.errors import DamagedRecord, RunError, UsageError
 
 LENGTH = 8  # bytes of the length before a record
 NAME_MARK = b"\xa4name"  # MessagePack: a key of four letters; the name that follows ends the record
@@ -123,7 +123,9 @@ def read_manifest(folder: Path, split: str) -> dict:
         if not valid or not all(isinstance(name, str) for name in manifest["classes"]):
             raise ValueError
     except FileNotFoundError:
-        raise UsageError(f"data.path: {path} is not there; skipvit mindrecord writes it when {split} is complete") from None
+        raise UsageError(
+            f"data.path: {path} is not there; skipvit mindrecord writes it when {split} is complete"
+        ) from None
     except NotADirectoryError:
         raise UsageError(f"data.path: {folder} is not a folder; it should hold {path.name}") from None
     except OSError as error:
@@ -157,7 +159,9 @@ def _index(path: Path, count: int, classes: int) -> tuple[np.ndarray, np.ndarray
     starts, sizes = geometry.header + geometry.page * page + begin, end - begin - LENGTH
     inside = (labels >= 0) & (labels < classes) & (sizes > 0) & (starts + LENGTH + sizes <= path.stat().st_size)
     if len(rows) != count or not inside.all():
-        raise RunError(f"{path}: its index does not fit the manifest; remove this shard and run skipvit mindrecord again")
+        raise RunError(
+            f"{path}: its index does not fit the manifest; remove this shard and run skipvit mindrecord again"
+        )
     return labels, starts, sizes
 
 
@@ -183,5 +187,7 @@ def _stored_name(path: Path, row: int) -> str:
     with open(path, "rb", buffering=0) as file:
         record = os.pread(file.fileno(), end - begin, geometry.header + geometry.page * page + begin)
     # A text's head is one byte up to 31 bytes of text, then 0xd9, 0xda or 0xdb and a length of 1, 2 or 4 bytes.
-    text = re.match(rb"(?:[\xa0-\xbf]|\xd9.|\xda..|\xdb....)(.*)", record[record.index(NAME_MARK) + len(NAME_MARK) :], re.DOTALL)
+    text = re.match(
+        rb"(?:[\xa0-\xbf]|\xd9.|\xda..|\xdb....)(.*)", record[record.index(NAME_MARK) + len(NAME_MARK) :], re.DOTALL
+    )
     return text[1].decode()

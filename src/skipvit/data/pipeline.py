@@ -12,16 +12,17 @@ import threading
 import time
 import zlib
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator, Protocol
+from typing import Protocol
 
 import mindspore.dataset as ds
 import numpy as np
 
 from skipvit.data.augment import Augment, BrokenPicture, Mix, mix_numbers, training_picture, validation_picture
-from skipvit.errors import DamagedRecord, RunError
+from skipvit.util.errors import DamagedRecord, RunError
 
 # What the operating system says about a file that is bad; anything else it says about the storage.
 FILE_IS_BAD = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -172,7 +173,9 @@ class Broken:
                 self._list(f"{name}\t{reason}\n")
             count = len(self.names)
         if self.limit == 0:
-            raise RunError(f"{name}: not a picture that can be decoded ({reason}); replace it, remove it or allow data.broken_share")
+            raise RunError(
+                f"{name}: not a picture that can be decoded ({reason}); replace it, remove it or allow data.broken_share"
+            )
         if count > self.limit:
             raise RunError(
                 f"{name}: not a picture that can be decoded ({reason}), number {count}; data.broken_share {self.share} allows "
@@ -344,7 +347,9 @@ class Batches:
                 raise
             except OSError as error:
                 if pause is None:
-                    raise RunError(f"{self.source.name(i)}: cannot be read ({error.strerror or error}); is the storage there?") from None
+                    raise RunError(
+                        f"{self.source.name(i)}: cannot be read ({error.strerror or error}); is the storage there?"
+                    ) from None
                 time.sleep(pause)
         raise AssertionError  # the last turn returns or raises
 

@@ -12,9 +12,9 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from skipvit.models.kernels import NORM_EPSILON, AddBias, Attend, AttendByHand, NormalizeRows, TanhGelu
-from skipvit.models.routing import Formulation, Leading, Route, Router, resolve
-from skipvit.models.scorers import cls_row
 from skipvit.models.sizes import Size
+from skipvit.routing.routing import Formulation, Leading, Route, Router, resolve
+from skipvit.routing.scorers import cls_row
 
 # Channel statistics of ImageNet on the 0..255 scale: the field's normalisation for uint8 pictures.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -279,7 +279,9 @@ class ViT(nn.Cell):
                 if router.parts_block:
                     inside = self.blocks[router.start].feed(inside, noise)
                     outputs = outputs + (inside,)
-                before, q, k, v, outputs = self.run(inside, q, k, v, noise, router.first_block, router.last_block, outputs)
+                before, q, k, v, outputs = self.run(
+                    inside, q, k, v, noise, router.first_block, router.last_block, outputs
+                )
                 inside, q, k, v, outputs = self.run(before, q, k, v, noise, router.last_block, router.end, outputs)
                 if router.restores:
                     if self.scores_at(r + 1, router.end) and router.last_block < router.end:

@@ -1,1 +1,0 @@
-"""What a network costs and which tokens it keeps."""

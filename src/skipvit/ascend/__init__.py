@@ -1,0 +1,1 @@
+"""Ascend 910A: launcher, checks of the machine, audit of operators."""

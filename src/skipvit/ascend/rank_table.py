@@ -1,0 +1,57 @@
+"""Rank tables: the file in which some Ascend clusters say which card is which rank."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from skipvit.util.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card of this server: its number here, and its rank in the run."""
+
+    device: int
+    rank: int
+
+
+def cards_of(path: Path, server: int, servers: int, count: int) -> list[Card]:
+    """The cards of one server of a rank table (version 1.0), by rank.
+
+    Args:
+        server: which of the table's servers this one is, from 0.
+        servers, count: how many servers, and cards on each, the run is to have.
+
+    Raises:
+        UsageError: no such file, not a rank table, or one of another number of servers or cards.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: the rank table cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: the rank table is not JSON ({error})") from None
+    try:
+        found = [[Card(int(d["device_id"]), int(d["rank_id"])) for d in s["device"]] for s in table["server_list"]]
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise UsageError(
+            f"{path}: not a rank table of version 1.0 ({type(error).__name__}: {error}); it has server_list, and each server a list "
+            f"of device with device_id and rank_id"
+        ) from None
+    if len(found) != servers:
+        raise UsageError(
+            f"{path}: the rank table has {len(found)} servers, the run {servers}; set --nnodes {len(found)}"
+        )
+    for number, cards in enumerate(found):
+        if len(cards) != count:
+            raise UsageError(
+                f"{path}: server {number} of the rank table has {len(cards)} cards, the run {count} on each server"
+            )
+        if len({card.device for card in cards}) != count:
+            raise UsageError(f"{path}: server {number} of the rank table has the same device_id twice")
+    ranks = sorted(card.rank for cards in found for card in cards)
+    if ranks != list(range(servers * count)):
+        raise UsageError(f"{path}: the ranks of the rank table are not 0 to {servers * count - 1}, each once")
+    return sorted(found[server], key=lambda card: card.rank)

@@ -1,0 +1,87 @@
+"""`skipvit <command>`: one line a command, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+
+from skipvit.util.errors import RunError, Stopped, UsageError
+
+COMMANDS = {
+    "train": ("skipvit.engine.train", "train a network as a config says"),
+    "eval": ("skipvit.cli.eval", "top-1 and top-5 of a trained network, dense and routed"),
+    "launch": ("skipvit.ascend.launch", "train or evaluate on several cards, as run_distributed.sh"),
+    "predict": (
+        "skipvit.insight.predict",
+        "the most probable classes of pictures, and a sheet of what the network looked at",
+    ),
+    "export": (
+        "skipvit.weights.export",
+        "a trained network as MindIR, ONNX or timm weights, checked, with a model card",
+    ),
+    "mindrecord": ("skipvit.data.mindrecord_writer", "image folders to MindRecord files"),
+    "sweep": ("skipvit.lab.sweep", "train all runs of a plan: methods x grids x seeds, resumable"),
+    "report": ("skipvit.lab.report", "what a sweep showed: one HTML page, Markdown, figures"),
+    "pipeline": ("skipvit.measure.pipeline", "time the data pipeline alone: pictures a second and cores a card needs"),
+    "bench": ("skipvit.measure.bench", "time training or inference of several configs side by side"),
+    "cost": (
+        "skipvit.measure.cost",
+        "parameters, multiply-accumulates, memory and ideal gain of a config, by arithmetic",
+    ),
+    "audit": ("skipvit.ascend.audit", "operators that an Ascend 910A would run slowly or not at all; needs no card"),
+    "importance": ("skipvit.insight.importance", "measure what a trained network keeps: objects, deletion, stability"),
+    "convert": ("skipvit.weights.convert", "timm weights (.safetensors) to a checkpoint, and back"),
+    "doctor": ("skipvit.ascend.doctor", "check this machine: versions, cards, data, a training step"),
+}
+
+
+def run(command: str, words: list[str]) -> int:
+    """Run a command; 0: it did what was asked, 1: it failed, 2: it was asked for the impossible, 3: stopped and saved."""
+    # MindSpore's own log repeats, over many lines, what the one line below says. GLOG_v=2 brings it back.
+    os.environ.setdefault("GLOG_v", "4")
+    # MindSpore's cache of compiled graphs takes one graph for another, see docs/details.md.
+    if os.environ.pop("MS_COMPILER_CACHE_ENABLE", "0") not in ("", "0"):
+        print(
+            "warning: MS_COMPILER_CACHE_ENABLE is left out: the cache would train with another run's learning rate",
+            file=sys.stderr,
+        )
+    return exit_code(lambda: importlib.import_module(COMMANDS[command][0]).main(words))
+
+
+def exit_code(main: Callable[[], int | None]) -> int:
+    """Run it and turn what it raises for a reason that a person can act on into a line on stderr and an exit code."""
+    try:
+        return main() or 0  # launch returns that of its processes
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 3
+    except MemoryError:
+        print("error: not enough memory; use a smaller model, batch or data set", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    if words and words[0] in COMMANDS:
+        sys.exit(run(words[0], words[1:]))
+    lines = "\n".join(f"  {name:12}{about}" for name, (_, about) in COMMANDS.items())
+    text = f"usage: skipvit COMMAND ... (each has --help)\n\n{lines}"
+    if words and words[0] not in ("-h", "--help"):
+        print(f"error: {words[0]} is not a command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    print(text)

@@ -1,0 +1,250 @@
+"""The groups of a run's configuration: every key with its type, limits, default and meaning.
+
+`config.Config` puts them together, reads them and checks them against each other.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from skipvit.data.augment import Augment, Mix
+from skipvit.models.sizes import SIZES, Size, SizeName
+
+MOST_ACCUMULATION = 1024
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ModelConfig(Group):
+    """The network."""
+
+    size: SizeName = "small"
+    """width, depth and heads as in DeiT: tiny, small, base or large"""
+    width: int | None = Field(None, gt=0)
+    """token width, if not the size's"""
+    depth: int | None = Field(None, gt=0)
+    """number of blocks, if not the size's"""
+    heads: int | None = Field(None, gt=0)
+    """attention heads, if not the size's"""
+    patch: int = Field(16, gt=0)
+    """side of a patch, pixels; divides image_size"""
+    image_size: int = Field(224, gt=0)
+    """side of the square pictures, pixels"""
+    num_classes: int = Field(1000, gt=1)
+    """number of classes"""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """stochastic depth of the last block, linear from 0 at the first"""
+    gelu: Literal["tanh", "erf"] = "tanh"
+    """tanh is several times faster on CPU; erf is for weights trained with it (timm, DeiT)"""
+
+    def shape(self) -> Size:
+        base = SIZES[self.size]
+        return Size(self.width or base.width, self.depth or base.depth, self.heads or base.heads)
+
+    @property
+    def tokens(self) -> int:
+        return (self.image_size // self.patch) ** 2
+
+
+class InitConfig(Group):
+    """Weights to start from, instead of drawn ones."""
+
+    weights: str | None = None
+    """a run's folder (its best checkpoint, else the newest), a checkpoint (.ckpt) or timm/DeiT weights (.safetensors); null: drawn from the seed"""
+    averaged: bool = True
+    """take a checkpoint's averaged weights, if it has any"""
+    head: Literal["auto", "new"] = "auto"
+    """auto: the head is new if it has other classes, as far as they are known (number; names, of a run), else it comes along; new: it is new"""
+
+
+def _epochs_or_share(value: Any) -> Any:
+    """Epochs as a whole number, or as it is written if it is a share of the run such as 5%."""
+    text = str(value).strip()
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", text) and float(text[:-1]) <= 100:
+        return text
+    if isinstance(value, bool) or not re.fullmatch(r"\d+", text):
+        raise PydanticCustomError("epochs", "input should be a whole number of epochs, or a share of all such as 5%")
+    return int(text)
+
+
+Epochs = Annotated[int | str, BeforeValidator(_epochs_or_share)]
+
+
+class PhasesConfig(Group):
+    """When the network trains dense and when routed."""
+
+    dense_warmup_epochs: Epochs = 15
+    """epochs trained dense before the routed phase (the paper: 15), or a share of the run, e.g. 5%, rounded to epochs, at least one"""
+    dense_cooldown_epochs: Epochs = 0
+    """epochs trained dense after the routed phase, or a share of the run"""
+    evaluate: Literal["auto", "dense", "routed"] = "auto"
+    """the forward whose accuracy counts; auto: the one that the last phase trains; dense: for routes that are meant for training only"""
+
+    def of_epochs(self, epochs: int) -> PhasesConfig:
+        """The same with shares of the run as whole epochs."""
+        shares = {key: float(value[:-1]) / 100 for key, value in self.model_dump().items() if str(value).endswith("%")}
+        return self.model_copy(
+            update={key: max(1, round(share * epochs)) if share else 0 for key, share in shares.items()}
+        )
+
+
+class DataConfig(Group):
+    """Pictures and labels."""
+
+    kind: Literal["shapes", "image_folder", "mindrecord", "cifar10", "cifar100"] = "shapes"
+    """shapes: built in, generated from the seed, 32 x 32; image_folder: train/<class>/* and val/<class>/*; mindrecord: what `skipvit
+    mindrecord` made of such folders; cifar10, cifar100: the official binary files"""
+    path: str | None = None
+    """folder of the data set (all kinds but shapes)"""
+    batch_size: int = Field(128, gt=0)
+    """pictures a step on each card"""
+    train_size: int = Field(6000, gt=0, le=1_000_000)
+    """pictures generated for training (shapes)"""
+    val_size: int = Field(1000, gt=0, le=1_000_000)
+    """pictures generated for validation (shapes)"""
+    eval_crop: float = Field(0.875, gt=0, le=1)
+    """share of the resized picture's side that validation keeps"""
+    workers: int = Field(1, gt=0, le=512)
+    """threads on each card that read, decode and augment"""
+    broken_share: float = Field(0.01, ge=0, le=1)
+    """share of a split's pictures that may be broken: they are listed and left out; 0 stops at the first"""
+    sink: Literal["auto", "on", "off"] = "auto"
+    """MindSpore's data sink: the card fetches whole epochs by itself; auto: on ascend (CPU has none)"""
+
+
+class AugmentConfig(Group):
+    """What training does to the pictures; names as in timm where it has the same thing."""
+
+    crop: Literal["none", "pad", "random_resized"] = "none"
+    """pad: shift by up to an eighth over black; random_resized: the ImageNet standard"""
+    crop_min: float = Field(0.08, gt=0, le=1)
+    """smallest area of a random resized crop, share of the picture"""
+    hflip: float = Field(0.0, ge=0, le=1)
+    """probability of a left-right flip"""
+    rand_augment: float = Field(0.0, ge=0, le=10)
+    """magnitude of RandAugment; 9 is timm's rand-m9-mstd0.5-inc1; 0: off"""
+    rand_augment_ops: int = Field(2, ge=1, le=15)
+    """operations a picture"""
+    rand_augment_std: float = Field(0.5, ge=0, le=10)
+    """standard deviation of the magnitude"""
+    color_jitter: float = Field(0.0, ge=0, le=1)
+    """brightness, contrast and saturation change by up to this share"""
+    random_erasing: float = Field(0.0, ge=0, le=1)
+    """probability that a rectangle is replaced by noise"""
+    repeats: int = Field(1, ge=1, le=16)
+    """repeated augmentation: copies of a picture within an epoch of unchanged length (DeiT: 3)"""
+    mixup: float = Field(0.0, ge=0, le=100)
+    """alpha of mixup; 0: off"""
+    cutmix: float = Field(0.0, ge=0, le=100)
+    """alpha of CutMix; 0: off"""
+    mix_prob: float = Field(1.0, ge=0, le=1)
+    """share of the batches that are mixed, where mixup or CutMix is on"""
+    mix_switch_prob: float = Field(0.5, ge=0, le=1)
+    """share of mixed batches that use CutMix, where both are on"""
+
+    def pictures(self) -> Augment:
+        return Augment(
+            self.crop,
+            (self.crop_min, 1.0),
+            self.hflip,
+            self.rand_augment,
+            self.rand_augment_ops,
+            self.rand_augment_std,
+            self.color_jitter,
+            self.random_erasing,
+        )
+
+    def mix(self) -> Mix:
+        return Mix(self.mixup, self.cutmix, self.mix_prob, self.mix_switch_prob)
+
+    @property
+    def mixes(self) -> bool:
+        return (self.mixup > 0 or self.cutmix > 0) and self.mix_prob > 0
+
+
+class OptimConfig(Group):
+    """AdamW, linear warm-up and cosine learning rate."""
+
+    epochs: int = Field(300, gt=0, le=100_000)
+    """passes over the training pictures"""
+    lr: float = Field(5e-4, gt=0)
+    """peak learning rate"""
+    reference_batch: int | None = Field(None, gt=0)
+    """pictures an update that lr is meant for: it is scaled by cards x batch_size x accumulate / this; null: not scaled"""
+    accumulate: int = Field(1, gt=0, le=MOST_ACCUMULATION)
+    """batches whose gradients make one update"""
+    min_lr: float = Field(1e-5, ge=0)
+    """learning rate at the end"""
+    warmup_epochs: float = Field(5, ge=0)
+    """epochs of linear learning-rate warm-up"""
+    weight_decay: float = Field(0.05, ge=0)
+    """decoupled; none on biases, norms, [CLS] and position embedding"""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """decay of the first moment"""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """decay of the second moment"""
+    epsilon: float = Field(1e-8, gt=0)
+    """added to the root of the second moment"""
+    clip_norm: float = Field(1.0, ge=0)
+    """largest global gradient norm; 0 does not clip"""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    """share of the target spread over all classes"""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """each layer learns at this times the rate of the one above it, from the head down to the embeddings; 1: all alike"""
+    train: Literal["all", "head"] = "all"
+    """head: all else stays as init.weights has it: no gradients, moments or averages, and no backward through the blocks"""
+
+
+class AmpConfig(Group):
+    """Number formats and loss scaling."""
+
+    dtype: Literal["auto", "float32", "float16"] = "auto"
+    """of the matrix products; auto: float16 on ascend, float32 on cpu"""
+    loss_scale: float = Field(65536.0, ge=1, le=2**40)
+    """first loss scale (float16); an overflow halves it"""
+    loss_scale_window: int = Field(2000, gt=0)
+    """updates without overflow after which the loss scale doubles"""
+    max_overflows: int = Field(50, gt=0)
+    """updates skipped in a row that stop the run"""
+
+
+class EmaConfig(Group):
+    """Exponential moving average of the weights."""
+
+    decay: float = Field(0.0, ge=0, lt=1)
+    """a step's decay, smaller in the first steps; 0: no average"""
+
+
+class EvalConfig(Group):
+    """Evaluation during training."""
+
+    every: int = Field(1, gt=0)
+    """epochs between evaluations; the last epoch is always evaluated"""
+
+
+class CheckpointConfig(Group):
+    """What is kept of a run."""
+
+    every: int = Field(1, gt=0)
+    """epochs between checkpoints; the last epoch is always saved"""
+    minutes: float = Field(10.0, gt=0)
+    """a checkpoint within the epoch too, if the last one is older than this"""
+    keep: int = Field(3, gt=0)
+    """newest checkpoints kept"""
+    best: Literal["auto", "dense", "routed", "dense_ema", "routed_ema"] = "auto"
+    """whose top-1 decides about best.ckpt; auto: of the forward that counts (phases.evaluate), averaged weights if there are"""
+
+
+class LogConfig(Group):
+    """What is written down."""
+
+    steps: int = Field(50, gt=0)
+    """updates between lines of metrics.jsonl within an epoch"""
+    tensorboard: bool = False
+    """also write TensorBoard event files (needs `pip install tensorboardX`)"""

@@ -1,0 +1,1 @@
+"""Training and evaluation: step, optimizer, phases, loop, checkpoints, devices."""

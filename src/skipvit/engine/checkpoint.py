@@ -1,0 +1,242 @@
+"""Checkpoints: everything a run needs to go on, written so that a crash never harms the one before.
+
+A checkpoint has a name of its own, is written beside its final place, flushed to the disk and renamed, and carries a
+checksum. Besides the network's parameters it holds `optimizer.*` (moments, step), `ema.*` (averaged weights) and `trainer.*`
+(loss scale, counters, position in the run, best accuracy).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from skipvit.util.errors import RunError, UsageError
+
+NOT_MODEL = ("optimizer.", "trainer.", "ema.")
+BEST = "best.ckpt"
+_NAME = re.compile(r"epoch_(\d{4,})_step_(\d{6,})\.ckpt")
+
+
+class Damaged(RunError):
+    """A checkpoint that is not whole."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: `step` of `steps` updates of `epoch` (from 0) are done; all of them: it is not yet evaluated.
+
+    `best` is the best accuracy so far, in percent; -1: there is none. `data` is a fingerprint of the training pictures.
+    An update takes `pictures`, however they are divided among cards, batches and accumulation.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    steps: int = 0
+    best: float = -1.0
+    data: int = 0
+    pictures: int = 0
+
+    def entries(self) -> list[dict]:
+        return [
+            {
+                "name": f"trainer.position.{name}",
+                "data": Tensor(np.array(value, np.float64 if name == "best" else np.int64)),
+            }
+            for name, value in asdict(self).items()
+        ]
+
+
+def save(folder: Path, position: Position, parameters: Iterable[Parameter], keep: int) -> Path:
+    """Write the checkpoint of a position, then remove all but it and the `keep` - 1 before it.
+
+    Those of later positions go first: they are damaged, or of a run that has been set back.
+
+    Raises:
+        RunError: it could not be written (a full disk); what was there before is untouched.
+    """
+    # The number is of epochs begun before this one; an epoch's last step sorts after its others.
+    path = folder / f"epoch_{position.epoch + 1:04d}_step_{position.step:06d}.ckpt"
+    unique = {p.name: p for p in parameters}
+    entries = [{"name": name, "data": Tensor(p.asnumpy())} for name, p in unique.items()]
+    _write(path, entries + position.entries())
+    names = [other for other in saved(folder) if other != path]
+    others = [p for p in names if _place(p) > _place(path)] + [p for p in names if _place(p) < _place(path)]
+    for old in others[: max(0, len(others) - (keep - 1))]:
+        _remove(old)
+    return path
+
+
+def _write(path: Path, entries: list[dict]) -> None:
+    partial = path.parent / f".partial.{path.name}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_partial(path.parent)  # of a run that was killed while it wrote
+        logging.disable(logging.CRITICAL)  # MindSpore says in a paragraph what the line below says
+        ms.save_checkpoint(entries, str(partial), crc_check=True)
+        os.chmod(partial, 0o644)
+        _flush(partial)
+        os.replace(partial, path)
+        _flush(path.parent)
+    except (OSError, RuntimeError, ValueError) as error:
+        _remove_partial(path.parent)
+        reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{path}: checkpoint not written ({reason}); free some space") from None
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _remove_partial(folder: Path) -> None:
+    for path in folder.glob(".partial.*"):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass  # a file too many is no reason to stop
+
+
+def _flush(path: Path) -> None:
+    """Have a file or folder on the disk, not in a cache that a power cut empties."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def keep_best(path: Path) -> None:
+    """Make a checkpoint the best one: a second name of the same file, or a copy where there are no such names.
+
+    Raises:
+        RunError: it could not be done.
+    """
+    partial = path.parent / f".partial.{BEST}"
+    try:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(path, partial)
+        except OSError:
+            shutil.copyfile(path, partial)
+        os.replace(partial, path.parent / BEST)
+    except OSError as error:
+        raise RunError(f"{path.parent / BEST}: not written ({error.strerror})") from None
+
+
+def saved(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first; without the best one's second name."""
+    return sorted((p for p in folder.glob("epoch_*.ckpt") if _NAME.fullmatch(p.name)), key=_place)
+
+
+def _place(path: Path) -> tuple[int, int]:
+    epoch, step = _NAME.fullmatch(path.name).groups()
+    return int(epoch), int(step)
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """All entries of a checkpoint.
+
+    Raises:
+        UsageError: no such file.
+        Damaged: the file is not whole, or no checkpoint.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such checkpoint")
+    try:
+        entries = ms.load_checkpoint(str(path), crc_check=True)
+    except Exception as error:  # MindSpore raises many kinds for a damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise Damaged(f"{path}: not a whole checkpoint ({reason[:120]}); use an older one") from None
+    # Texts, which no checkpoint of ours has, are found to have no place in the model.
+    return {name: value.asnumpy() if hasattr(value, "asnumpy") else np.array(value) for name, value in entries.items()}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of a run that was read: where the run stood, and all other entries."""
+
+    path: Path
+    position: Position
+    entries: dict[str, np.ndarray]
+
+    def restore(self, parameters: Iterable[Parameter]) -> None:
+        """Load everything that `save` wrote. Raises RunError if it is of another model, naming the first difference."""
+        _load(self.path, self.entries, {p.name: p for p in parameters})
+
+
+def read_run(path: Path) -> Checkpoint:
+    """Read a checkpoint that `save` wrote.
+
+    Raises:
+        UsageError, Damaged: as `read`; UsageError: one that does not say where its run stood.
+    """
+    entries = read(path)
+    names = {field.name: f"trainer.position.{field.name}" for field in dataclasses.fields(Position)}
+    if not set(names.values()) <= set(entries):
+        raise UsageError(
+            f"{path}: it does not say where its run stood (weights alone, or of another version); begin anew with another --name"
+        )
+    position = Position(**{name: entries.pop(entry).item() for name, entry in names.items()})
+    return Checkpoint(path, position, entries)
+
+
+def fingerprint(parameters: Iterable[Parameter]) -> int:
+    """A checksum of parameters' values."""
+    result = 0
+    for parameter in parameters:
+        result = zlib.crc32(parameter.asnumpy().tobytes(), result)
+    return result
+
+
+def restore_weights(path: Path, network: nn.Cell, averaged: bool = False) -> None:
+    """Load a network's weights, or the average of them.
+
+    Raises:
+        UsageError, RunError: as `read`, and a checkpoint of another model, naming the first difference.
+    """
+    _load(path, weights_of(read(path), averaged), {p.name: p for p in network.get_parameters()})
+
+
+def weights_of(entries: dict[str, np.ndarray], averaged: bool) -> dict[str, np.ndarray]:
+    """The network's weights among a checkpoint's entries; averaged: the average of those that have one, which frozen ones do not."""
+    weights = {name: value for name, value in entries.items() if not name.startswith(NOT_MODEL)}
+    if averaged:
+        weights |= {name.removeprefix("ema."): value for name, value in entries.items() if name.startswith("ema.")}
+    return weights
+
+
+def has_average(path: Path) -> bool:
+    """Whether a checkpoint holds averaged weights. Raises as `read`."""
+    return averages(read(path))
+
+
+def averages(entries: dict[str, np.ndarray]) -> bool:
+    """Whether averaged weights are among a checkpoint's entries."""
+    return any(name.startswith("ema.") for name in entries)
+
+
+def _load(path: Path, entries: dict[str, np.ndarray], targets: dict[str, Parameter]) -> None:
+    for name, target in targets.items():
+        if name not in entries:
+            raise RunError(f"{path}: a checkpoint of another model: it has no {name}")
+        if entries[name].shape != target.shape:
+            raise RunError(
+                f"{path}: a checkpoint of another model: {name} is {entries[name].shape} there and {target.shape} here"
+            )
+    extra = sorted(set(entries) - set(targets))
+    if extra:
+        raise RunError(f"{path}: a checkpoint of another model: {extra[0]} has no place in this one")
+    for name, target in targets.items():
+        target.set_data(Tensor(entries[name], target.dtype))

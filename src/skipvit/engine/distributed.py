@@ -1,0 +1,97 @@
+"""Devices and cards: choose the device, join the other processes, average over them."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, communication, device_context, nn, ops
+
+from skipvit.data.pipeline import Shard
+from skipvit.util import processes
+from skipvit.util.errors import RunError, UsageError
+
+
+def choose(device: str) -> str:
+    """`cpu` or `ascend`, of auto, cpu or ascend. Raises UsageError if ascend is asked for where MindSpore finds no card."""
+    has_card = device_context.ascend.is_available() if device != "cpu" else False
+    if device == "ascend" and not has_card:
+        raise UsageError("device: ascend asked for, but MindSpore finds no Ascend card or driver here; use device: cpu")
+    return "ascend" if has_card else "cpu"
+
+
+def start(device: str, deterministic: bool = False) -> tuple[str, Shard]:
+    """Set graph mode and the device, and join the other processes if a launcher (`msrun`) started several.
+
+    Args:
+        device: auto, cpu or ascend.
+        deterministic: choose kernels and collectives whose results repeat bit by bit.
+
+    Returns:
+        the device (`cpu` or `ascend`) and this process's shard.
+
+    Raises:
+        UsageError: ascend is asked for where MindSpore finds no card.
+        RunError: the processes did not find each other.
+    """
+    ms.set_context(mode=ms.GRAPH_MODE)
+    chosen = choose(device)
+    ms.set_device("Ascend" if chosen == "ascend" else "CPU")
+    if deterministic and ms.get_context("deterministic") != "ON":  # MindSpore takes it once, before the cards join
+        ms.set_deterministic(True)
+    processes.end_with_launcher()
+    # MS_WORKER_NUM is of msrun, RANK_SIZE of a start by rank table.
+    if max(int(os.environ.get(name) or 1) for name in ("MS_WORKER_NUM", "RANK_SIZE")) <= 1:
+        return chosen, Shard()
+    try:
+        communication.init("hccl" if chosen == "ascend" else "mccl")
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise RunError(f"the processes could not join: {str(error).strip().splitlines()[0]}") from None
+    return chosen, Shard(communication.get_rank(), communication.get_group_size())
+
+
+def gradient_average(parameters, shard: Shard) -> nn.Cell | None:
+    """A cell that averages gradients over the cards; None on one card."""
+    if shard.count == 1:
+        return None
+    return nn.DistributedGradReducer(parameters, mean=True, degree=shard.count)
+
+
+class AllSum(nn.Cell):
+    """Sum of a tensor over all cards."""
+
+    def __init__(self):
+        super().__init__()
+        self.reduce = ops.AllReduce(ops.ReduceOp.SUM)
+
+    def construct(self, x):
+        return self.reduce(x)
+
+
+@lru_cache
+def _all_sum() -> AllSum:
+    """One cell for the whole run, so that each shape compiles once."""
+    return AllSum()
+
+
+def refuse_disagreement(numbers: dict[str, int], shard: Shard) -> None:
+    """Compare numbers over the cards: each card has its own, by what they are of, unsigned and below 2^33.
+
+    Raises:
+        RunError: they differ, naming the first.
+    """
+    # Parts of 11 bits: their float32 sums are exact on up to 8192 cards.
+    mine = np.array([[value >> 22, value >> 11 & 0x7FF, value & 0x7FF] for value in numbers.values()], np.float64)
+    same = (sum_over_cards(mine, shard) == shard.count * mine).all(1)
+    for name, agrees in zip(numbers, same):
+        if not agrees:
+            raise RunError(f"the cards do not have the same {name} (noticed by card {shard.rank})")
+
+
+def sum_over_cards(values: np.ndarray, shard: Shard) -> np.ndarray:
+    """Sum of a float64 array over all cards, on every card (in float32: counts are exact up to 2^24)."""
+    if shard.count == 1:
+        return values
+    return _all_sum()(Tensor(values.astype(np.float32))).asnumpy().astype(np.float64)

@@ -1,0 +1,104 @@
+"""Pictures of what a route keeps, bypassed patches dimmed, and of what [CLS] attends to."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+MOST_ROUTES = 3  # columns of routes in a figure; more would be too small to read
+
+
+def dim_bypassed(image: np.ndarray, kept: np.ndarray, grid: int) -> np.ndarray:
+    """Darken and grey the patches that are not kept.
+
+    Args:
+        image: uint8 (S, S, 3), S a multiple of grid.
+        kept: int (k,), positions of the kept patches, row by row.
+        grid: patches a side.
+
+    Returns:
+        uint8 (S, S, 3); kept patches are unchanged.
+    """
+    bright = np.zeros(grid * grid, bool)
+    bright[kept] = True
+    patch = image.shape[0] // grid
+    mask = np.kron(bright.reshape(grid, grid), np.ones((patch, patch), bool))[..., None]
+    grey = image.mean(-1, keepdims=True) * 0.25 + 20
+    return np.where(mask, image, np.broadcast_to(grey, image.shape)).astype(np.uint8)
+
+
+def attention_heat(image: np.ndarray, attention: np.ndarray, grid: int) -> np.ndarray:
+    """Colour the patches by attention, from this picture's least (dark) to its largest (bright), on a square root scale.
+
+    Args:
+        image: uint8 (S, S, 3), S a multiple of grid; shimmers through in grey.
+        attention: float (grid * grid,), row by row.
+        grid: patches a side.
+
+    Returns:
+        uint8 (S, S, 3).
+    """
+    least, largest = attention.min(), attention.max()
+    share = np.sqrt((attention - least) / (largest - least)) if largest > least else np.zeros_like(attention)
+    patch = image.shape[0] // grid
+    colours = 255 * colormaps["inferno"](share.reshape(grid, grid))[..., :3]
+    colours = np.kron(colours, np.ones((patch, patch, 1)))
+    return (0.65 * colours + 0.35 * image.mean(-1, keepdims=True)).astype(np.uint8)
+
+
+def kept_figure(images: np.ndarray, kept: list[np.ndarray], captions: list[str], grid: int) -> Figure:
+    """Each picture beside itself with the patches that each route bypasses dimmed.
+
+    Args:
+        images: uint8 (n, S, S, 3).
+        kept: for each route, int (n, k).
+        captions: a title for each picture.
+        grid: patches a side.
+    """
+    views = [[image, *_dimmed(image, kept, i, grid)] for i, image in enumerate(images)]
+    return _figure(views, [(caption, "") for caption in captions])
+
+
+def prediction_figure(
+    images: np.ndarray,
+    kept: list[np.ndarray],
+    attention: np.ndarray,
+    captions: list[tuple[str, str]],
+    grid: int,
+    title: str,
+) -> Figure:
+    """As `kept_figure`, with what [CLS] attends to beside, a caption above and one below each, and a title.
+
+    Args:
+        attention: float (n, grid * grid).
+    """
+    views = [
+        [image, *_dimmed(image, kept, i, grid), attention_heat(image, attention[i], grid)]
+        for i, image in enumerate(images)
+    ]
+    return _figure(views, captions, title)
+
+
+def _dimmed(image: np.ndarray, kept: list[np.ndarray], i: int, grid: int) -> list[np.ndarray]:
+    return [dim_bypassed(image, of_route[i], grid) for of_route in kept[:MOST_ROUTES]]
+
+
+def _figure(views: list[list[np.ndarray]], captions: list[tuple[str, str]], title: str = "") -> Figure:
+    """Groups of pictures side by side, a caption above and one below each group."""
+    width = len(views[0])
+    columns = min(4, len(views)) if width < 4 else min(2, len(views))
+    rows = -(-len(views) // columns)
+    below = 0.3 * any(text for _, text in captions)
+    figure = Figure(figsize=(1.35 * columns * width, (1.5 + below) * rows + 0.3 * bool(title)), layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=8)
+    panels = figure.subfigures(rows, columns, wspace=0.05, hspace=0.02, squeeze=False).flat
+    for panel, group, (above, under) in zip(panels, views, captions):
+        panel.suptitle(above, fontsize=8)
+        if under:
+            panel.supxlabel(under, fontsize=8)
+        for axis, view in zip(panel.subplots(1, width, squeeze=False)[0], group):
+            axis.imshow(view, interpolation="nearest")
+            axis.axis("off")
+    return figure

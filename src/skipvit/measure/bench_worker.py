@@ -1,0 +1,108 @@
+"""One variant of `skipvit bench` in a process of its own: builds it, and runs some steps whenever it is asked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import mindspore as ms
+from mindspore import Tensor
+
+from skipvit.config.config import Config
+from skipvit.data.pipeline import Batch, Batches
+from skipvit.engine import distributed
+from skipvit.engine.build import batches_of, open_source, uses_float16
+from skipvit.engine.step import EvalStep, TrainStep
+from skipvit.measure.bench_parts import Averaging, ForwardBackward, Routing, routing_inputs
+from skipvit.measure.synthetic import Forward, network_of, random_batch, training_step
+from skipvit.measure.timed import Timed
+from skipvit.measure.turns import serve
+
+
+class Bench(Timed):
+    """A config's forward, in training or in inference, and what of it can be timed, by name.
+
+    `step`: the whole step on one batch that stays in memory. Of training also: `with_data`, the step fed by the config's own
+    pictures; `forward` and `forward_backward`; `routing`, the routers alone, forward and backward; `average`, of the weights.
+    """
+
+    def build(self, values: dict[str, Any], forward: Forward, training: bool, data: bool) -> str:
+        """Build a config's network and a batch, and open its own pictures if they are needed; returns the device."""
+        config = Config(**values)
+        self.config, self.routed = config, forward == "routed"
+        self.warm_up *= config.optim.accumulate
+        self.device, _ = distributed.start(config.device, config.deterministic)
+        self.source = open_source(config, "train") if data else None
+        self.begin()
+        network = network_of(config, self.device, forward)
+        self.batch = random_batch(config, getattr(network, "noise_width", 1))
+        self.train: TrainStep | None = None
+        if training:
+            self.train = training_step(config, self.device, network, self.routed)
+        self.network = network
+        return self.device
+
+    def wait(self, result: Tensor) -> None:
+        ms.runtime.synchronize()
+        result.asnumpy()  # waits on CPU too
+
+    def memory(self) -> int:
+        return ms.runtime.memory_allocated() if self.device == "ascend" else super().memory()
+
+    def peak(self) -> int:
+        return ms.runtime.max_memory_allocated() if self.device == "ascend" else super().peak()
+
+    def forget_peak(self) -> None:
+        if self.device == "ascend":
+            ms.runtime.reset_max_memory_allocated()
+        else:
+            super().forget_peak()
+
+    def skipped(self) -> int:
+        """Updates that were skipped since the beginning because their gradients overflowed."""
+        return int(self.train.state.overflows.asnumpy()) if self.train else 0
+
+    def _step(self) -> Callable[[], Tensor]:
+        if self.train is None:
+            return partial(EvalStep(self.network, self.routed).set_train(False), *self.batch[:3])
+        return partial(self._update, lambda: self.batch)
+
+    def _update(self, batch: Callable[[], tuple]) -> Tensor:
+        self.train(*batch())
+        return self.train.optimizer.step  # written last
+
+    def _with_data(self) -> Callable[[], Tensor]:
+        batches = batches_of(self.config, self.source, self.batch[2].shape[1], training=True)()
+        return partial(self._update, partial(next, _endless(batches)))
+
+    def _forward(self) -> Callable[[], Tensor]:
+        return partial(self.train.loss, *self.batch, Tensor(1.0, ms.float32))
+
+    def _forward_backward(self) -> Callable[[], Tensor]:
+        return partial(ForwardBackward(self.train).set_train(), *self.batch, Tensor(1.0, ms.float32))
+
+    def _routing(self) -> Callable[[], Tensor]:
+        dtype = ms.float16 if uses_float16(self.config, self.device) else ms.float32
+        heads = self.config.model.shape().heads
+        cell = Routing(self.network)
+        inputs = routing_inputs(self.network, self.config.data.batch_size, heads, dtype)
+        return lambda: cell(*inputs)[-1]
+
+    def _average(self) -> Callable[[], Tensor]:
+        return Averaging(self.train)
+
+
+def _endless(batches: Batches) -> Iterator[Batch]:
+    """A run's batches, fed as `mindspore.train.Model` does without data sink, epoch after epoch."""
+    passes = batches.dataset().create_tuple_iterator()
+    try:
+        while True:
+            yield from passes
+    except RuntimeError as error:
+        raise batches.explain(error) from None
+
+
+if __name__ == "__main__":
+    serve(Bench(), sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Routes: which tokens bypass which blocks, and how."""

@@ -1,0 +1,253 @@
+"""The folder of a run: configuration, versions and command, metrics, curves, checkpoints."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import mindspore
+import numpy
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import skipvit
+from skipvit.util.errors import UsageError
+from skipvit.runs.events import Events
+from skipvit.engine.phases import Phase
+
+FORWARDS = ("dense", "routed", "dense_ema", "routed_ema")
+
+
+def make_folder(path: Path, what: str, option: str) -> None:
+    """Raises UsageError if a folder is not there and cannot be made; the line names the option that chooses it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: the {what} cannot be made ({error.strerror}); choose another {option}") from None
+
+
+class RunFolder:
+    """Paths and logs of one run. Only the process that writes (rank 0) makes changes.
+
+    What cannot be logged (a full disk) is reported; it does not stop the training.
+    """
+
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
+        self.checkpoints = path / "checkpoints"
+        self.config = path / "config.yaml"
+        self.classes = path / "classes.json"
+        self.broken, self.broken_val = path / "broken_images.txt", path / "broken_images_val.txt"
+        self.events = self.lock = None
+
+    def refuse_existing(self, resuming: bool = False) -> None:
+        """Raises UsageError if a run of this name is there already; resuming, one that was killed before it began is none."""
+        if self.writes and self.path.exists() and not (resuming and self.path.is_dir() and not self.checkpoints.exists()):
+            raise UsageError(
+                f"{self.path} exists; go on with it with --resume auto, start another with --name, or remove it"
+            )
+
+    def claim(self) -> None:
+        """Make the folder, if it is not there, and keep other processes from training in it as long as this one lives.
+
+        Raises:
+            UsageError: it cannot be made, or another process trains in it.
+        """
+        if not self.writes:
+            return
+        make_folder(self.path, "run folder", "--runs")
+        self.lock = open(self.path / ".lock", "w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{self.path}: another process trains in it; wait for its end or stop it") from None
+        except OSError:
+            pass  # a file system without locks
+
+    def in_use(self) -> bool:
+        """Whether another process trains in it."""
+        try:
+            with open(self.path / ".lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass  # no folder yet, or a file system without locks
+        return False
+
+    def release(self) -> None:
+        """The opposite of `claim`, and the end of the TensorBoard events."""
+        if self.lock is not None:
+            self.lock.close()
+        if self.events is not None:
+            self.events.close()
+
+    def refuse_no_room(self, checkpoint: int, keep: int) -> None:
+        """Raises UsageError if the folder cannot be written, or has no room for `keep` checkpoints of so many bytes, the best and one
+        being written. A machine that writes nothing needs none."""
+        if not self.writes:
+            return
+        existing = next(folder for folder in (self.path.absolute(), *self.path.absolute().parents) if folder.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK)):
+            raise UsageError(f"{self.path}: the run folder cannot be made in {existing}; choose another --runs")
+        there = len(list(self.checkpoints.glob("*.ckpt")))
+        needed = checkpoint * max(1, keep + 2 - there)
+        free = shutil.disk_usage(existing).free
+        if free < needed:
+            raise UsageError(
+                f"{self.path}: its checkpoints will take {needed / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB free; "
+                f"free some, or use another --runs or a smaller checkpoint.keep"
+            )
+
+    def write_config(self, text: str) -> None:
+        if self.writes:
+            _write_whole(self.config, text)
+
+    def write_classes(self, names: tuple[str, ...]) -> None:
+        """The names of the classes, in the order of their numbers."""
+        if self.writes:
+            _write_whole(self.classes, json.dumps(names, indent=0) + "\n")
+
+    def begun(self) -> bool:
+        """Whether there is a run to go on with."""
+        return self.config.exists()
+
+    def note(self, command: list[str]) -> None:
+        """Add a start of the run to `versions.json`: when, with what."""
+        if not self.writes:
+            return
+        entry = {
+            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "command": " ".join(command),
+            **versions(),
+            "machine": platform.platform(),
+        }
+        path = self.path / "versions.json"
+        try:
+            starts = json.loads(path.read_text())
+        except (OSError, ValueError):
+            starts = []
+        _write_whole(path, json.dumps([*starts, entry], indent=2) + "\n")
+
+    def open_events(self) -> None:
+        """Write TensorBoard event files from now on."""
+        if self.writes:
+            self.events = Events(self.path / "tensorboard")
+
+    def log(self, record: dict) -> None:
+        """Append a line to `metrics.jsonl`; numbers that are not finite become null, as JSON has none."""
+        if not self.writes:
+            return
+        path = self.path / "metrics.jsonl"
+        try:
+            torn = path.exists() and not _ends_with_newline(path)  # a run that was killed in mid-line
+            with open(path, "a", encoding="utf-8") as file:
+                file.write("\n" * torn + json.dumps(_finite(record), allow_nan=False) + "\n")
+            if self.events is not None:
+                self.events.add(record)
+        except OSError as error:
+            self.warn(f"{self.path}: a line of the log could not be written ({error.strerror})")
+
+    def warn(self, text: str) -> None:
+        """A line on stderr, above the progress bar."""
+        tqdm.write(f"warning: {text}", file=sys.stderr)
+
+    def records(self) -> list[dict]:
+        """The epochs of `metrics.jsonl`, in order; where one was evaluated twice (after a resume), later values win."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        by_epoch: dict[int, dict] = {}
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # a line that a killed run left unfinished
+            if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+                known = {name: value for name, value in record.items() if value is not None}
+                by_epoch[record["epoch"]] = by_epoch.get(record["epoch"], {}) | known
+        return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+    def draw_curves(self, phases: tuple[Phase, ...]) -> None:
+        """`curves.png`: loss, accuracy, learning rate, throughput, loss scale and skipped updates over epochs."""
+        if self.writes:
+            try:
+                curves(self.records(), phases).savefig(self.path / "curves.png", dpi=110)
+            except OSError as error:
+                self.warn(f"{self.path / 'curves.png'}: not written ({error.strerror})")
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    return {
+        "skipvit": skipvit.__version__,
+        "mindspore": mindspore.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Replace a file so that a crash or a power cut leaves the old or the new one."""
+    partial = path.parent / f".partial.{path.name}"
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 1))
+        return file.read() in (b"\n", b"")
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def curves(records: list[dict], phases: tuple[Phase, ...]) -> Figure:
+    """A figure of a run's records (see `loop.Trainer`), one panel a quantity, phase boundaries marked."""
+    figure = Figure(figsize=(14, 7), layout="constrained")
+    axes = figure.subplots(2, 3).flat
+    epochs = [record["epoch"] for record in records]
+    panels = (
+        ("loss", [("training", "train_loss"), *((f"validation {name}", (name, "loss")) for name in FORWARDS)]),
+        ("top-1, %", [(name, (name, "top1")) for name in FORWARDS]),
+        ("learning rate", [("", "lr")]),
+        ("training images/s", [("", "images_per_s")]),
+        ("loss scale", [("", "loss_scale")]),
+        ("updates skipped", [("", "overflows")]),
+    )
+    for axis, (title, series) in zip(axes, panels):
+        for label, key in series:
+            points = [(epoch, _value(record, key)) for epoch, record in zip(epochs, records)]
+            points = [point for point in points if point[1] is not None]
+            if points:
+                axis.plot(*zip(*points), marker="o", markersize=3, label=label)
+        for phase in phases[1:]:
+            axis.axvline(phase.first + 0.5, color="grey", linestyle=":", linewidth=1)
+        axis.set_title(title)
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+        if len(series) > 1 and axis.lines[: len(axis.lines) - len(phases[1:])]:
+            axis.legend()
+        if title == "loss scale":
+            axis.set_yscale("log", base=2)
+    return figure
+
+
+def _value(record: dict, key):
+    for part in (key,) if isinstance(key, str) else ("val", *key):
+        record = record.get(part) if record is not None else None
+    return record

@@ -1,0 +1,1 @@
+"""Weights in, weights and graphs out."""

@@ -1,0 +1,234 @@
+"""`skipvit launch`: wrong launches, each refused in one line before anything starts; rank tables; what is handed to the ranks."""
+
+import argparse
+import json
+import socket
+import time
+
+import pytest
+
+from skipvit.ascend import launch
+from skipvit.ascend.rank_table import Card, cards_of
+from skipvit.cli import run
+from skipvit.engine import distributed
+from skipvit.util.errors import UsageError
+from skipvit.util.processes import Job, members
+
+CONFIG = """
+name: run
+model: {size: tiny, width: 16, depth: 2, heads: 2, patch: 8, image_size: 32, num_classes: 10}
+data: {kind: shapes, batch_size: 8, train_size: 80, val_size: 10}
+optim: {epochs: 1, warmup_epochs: 0}
+"""
+
+
+def table(*servers):
+    """A rank table of servers that are lists of (device, rank)."""
+    devices = [
+        [{"device_id": str(d), "device_ip": "192.168.100.101", "rank_id": str(r)} for d, r in server]
+        for server in servers
+    ]
+    found = [
+        {"server_id": f"10.0.0.{i}", "device": device, "host_nic_ip": "reserve"} for i, device in enumerate(devices)
+    ]
+    return json.dumps({"version": "1.0", "server_count": str(len(found)), "server_list": found, "status": "completed"})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    (tmp_path / "pictures/train/cat").mkdir(parents=True)
+    (tmp_path / "pictures/val/cat").mkdir(parents=True)
+    (tmp_path / "notes.json").write_text('{"server_list": [{"device": 3}]}')
+    (tmp_path / "text.json").write_text("rank 0: card 0")
+    (tmp_path / "two.json").write_text(table([(0, 0), (1, 1)]))
+    (tmp_path / "twice.json").write_text(table([(0, 0), (1, 0)]))
+    (tmp_path / "card.json").write_text(table([(0, 0), (0, 1)]))
+    (tmp_path / "seven.json").write_text(table([(0, 0), (7, 1)]))
+    (tmp_path / "huge.json").write_text('{"server_list": [{"device": [{"device_id": 0, "rank_id": 1e999}]}]}')
+    return tmp_path
+
+
+def refused(words, capsys):
+    """The one line with which a launch is refused."""
+    begun = time.monotonic()
+    assert run("launch", words) == 2
+    assert time.monotonic() - begun < 20
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["many"], "error: CARDS: the number of cards on this machine, got 'many'"),
+        (["0"], "error: CARDS: the number of cards on this machine, got '0'"),
+        ([], "error: the following arguments are required: CARDS"),
+        (
+            ["--config", "run.yaml", "2"],
+            "error: --config is not an option (see --help); options of train.py come after CARDS",
+        ),
+        (["2", "--eval", "runs/run"], "error: --eval: the launcher's options come before CARDS"),
+        (["2", "--log_dir=logs"], "error: --log_dir=logs: the launcher's options come before CARDS"),
+        (["--nodes", "2", "2"], "error: --nodes is not an option; did you mean --nnodes?"),
+        (["--nnodes", "2", "--node_rank", "2", "2"], "error: --node_rank: 2 is not one of --nnodes 2 machines"),
+        (["--master_port", "70000", "2"], "error: --master_port: 70000 is not a port"),
+        (["--master_addr", "nowhere.invalid", "2", "--config", "run.yaml"], "error: --master_addr nowhere.invalid"),
+        (
+            ["--master_addr", "192.0.2.1", "2", "--config", "run.yaml"],
+            "error: --master_addr 192.0.2.1 --master_port 8118: cannot be used",
+        ),
+        (["--rank_table", "t.json", "--bind_core", "2"], "error: --bind_core: "),
+        (
+            ["--rank_table", "two.json", "2", "--config", "run.yaml"],
+            "error: --rank_table: rank tables are for Ascend cards",
+        ),
+        (["2", "--config", "nowhere.yaml"], "error: nowhere.yaml: no such config file"),
+        (["2", "--config", "run.yaml", "--optim.lr", "fast"], "error: run.yaml: optim.lr: "),
+        (
+            ["2", "--config", "run.yaml", "--device", "ascend"],
+            "error: device: ascend asked for, but MindSpore finds no Ascend card",
+        ),
+        (
+            ["2", "--config", "run.yaml", "--data.kind", "image_folder", "--data.path", "nowhere"],
+            "error: data.path: nowhere/train is not a folder",
+        ),
+        (
+            ["2", "--config", "run.yaml", "--runs", "run.yaml/runs"],
+            "error: run.yaml/runs/run: the run folder cannot be made in ",
+        ),
+        (["--eval", "2", "runs/run"], "error: runs/run: not a run folder"),
+        (["--eval", "2", "--config", "run.yaml", "--weights", "none.ckpt"], "error: none.ckpt: no such checkpoint"),
+    ],
+)
+def test_a_wrong_launch_is_one_line(folder, words, expected, capsys):
+    assert refused(words, capsys).startswith(expected)
+    assert not (folder / "logs").exists()
+
+
+def test_a_port_that_is_taken_is_named(folder, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        line = refused(["--master_port", port, "2", "--config", "run.yaml"], capsys)
+    assert line.startswith(
+        f"error: --master_addr 127.0.0.1 --master_port {port}: cannot be used (Address already in use"
+    )
+
+
+@pytest.fixture
+def two_cards(folder, monkeypatch):
+    """A machine with two Ascend cards, as far as the launcher looks."""
+    (folder / "dev").mkdir()
+    for name in ("davinci0", "davinci1", "davinci_manager"):
+        (folder / "dev" / name).touch()
+    monkeypatch.setattr(distributed, "choose", lambda device: "ascend")
+    found = launch.ascend_devices
+    monkeypatch.setattr(launch, "ascend_devices", lambda: found(folder / "dev"))
+    monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
+
+
+def test_more_ranks_than_devices(two_cards, capsys):
+    assert refused(["3", "--config", "run.yaml"], capsys).startswith(
+        "error: CARDS: 3 asked for, this machine has 2 that may be used"
+    )
+
+
+def test_devices_that_may_not_be_used_do_not_count(two_cards, monkeypatch):
+    assert launch.ascend_devices() == [0, 1]
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "1")
+    assert launch.ascend_devices() == [1]
+
+
+@pytest.mark.parametrize(
+    "name, count, expected",
+    [
+        ("nowhere.json", 2, "nowhere.json: the rank table cannot be read (No such file or directory)"),
+        ("text.json", 2, "text.json: the rank table is not JSON"),
+        ("notes.json", 2, "notes.json: not a rank table of version 1.0"),
+        ("two.json", 1, "two.json: server 0 of the rank table has 2 cards, the run 1 on each server"),
+        ("card.json", 2, "card.json: server 0 of the rank table has the same device_id twice"),
+        ("seven.json", 2, "seven.json: the rank table has device_id 7, this machine has 0, 1"),
+        ("huge.json", 2, "huge.json: not a rank table of version 1.0 (OverflowError"),
+        ("twice.json", 2, "twice.json: the ranks of the rank table are not 0 to 1, each once"),
+    ],
+)
+def test_a_bad_rank_table_is_one_line(two_cards, name, count, expected, capsys):
+    assert refused(["--rank_table", name, str(count), "--config", "run.yaml"], capsys).startswith(f"error: {expected}")
+
+
+def test_a_rank_table_gives_each_server_its_cards_by_rank(tmp_path):
+    path = tmp_path / "table.json"
+    path.write_text(table([(1, 3), (0, 2)], [(4, 0), (5, 1)]))
+    assert cards_of(path, 0, 2, 2) == [Card(0, 2), Card(1, 3)]
+    assert cards_of(path, 1, 2, 2) == [Card(4, 0), Card(5, 1)]
+    with pytest.raises(UsageError, match="has 2 servers, the run 1; set --nnodes 2"):
+        cards_of(path, 0, 1, 2)
+
+
+def test_a_start_by_rank_table_sets_what_mindspore_reads(tmp_path, monkeypatch, capsys):
+    show = "import os; print({k: os.environ[k] for k in ('RANK_TABLE_FILE', 'RANK_ID', 'RANK_SIZE', 'DEVICE_ID')})"
+    monkeypatch.setattr(launch, "command", lambda options: ["-c", show + "; import time; time.sleep(0.5)"])
+    options = argparse.Namespace(nnodes=2, cards=2, rank_table=str(tmp_path / "table.json"))
+    launch.start_directly(options, [Card(4, 2), Card(5, 3)], tmp_path)
+    ranks = [member for member in members(tmp_path) if member.rank is not None]
+    assert [member.rank for member in ranks] == [2, 3] and Job(ranks, None).follow() == 0
+    expected = {"RANK_TABLE_FILE": str(tmp_path / "table.json"), "RANK_ID": "3", "RANK_SIZE": "4", "DEVICE_ID": "5"}
+    assert (tmp_path / "worker_3.log").read_text().strip() == str(expected)
+
+
+def test_one_process_needs_no_msrun_and_its_exit_code_is_the_launchers(folder, monkeypatch, capsys):
+    assert (
+        run(
+            "launch",
+            ["1", "--config", "run.yaml", "--optim.lr", "1e30", "--optim.clip_norm", "0", "--amp.max_overflows", "1"],
+        )
+        == 1
+    )
+    out, err = capsys.readouterr()
+    assert out.startswith("1 process, output in logs/run\nrun: ") and err.startswith("error: rank 0: ")
+    assert not (folder / "logs/run/scheduler.log").exists()
+
+
+def test_two_launchers_do_not_share_their_logs(tmp_path):
+    with launch.own_logs(tmp_path, range(2), 0):
+        (tmp_path / "worker_0.log").touch()
+        with (
+            pytest.raises(UsageError, match="another launcher writes its logs there"),
+            launch.own_logs(tmp_path, range(2), 0),
+        ):
+            pass
+        with launch.own_logs(tmp_path, range(2, 4), 1):  # another machine's part
+            assert (tmp_path / "worker_0.log").exists()
+    with launch.own_logs(tmp_path, range(2), 0):
+        assert not (tmp_path / "worker_0.log").exists()
+
+
+def test_traces_of_another_job_are_not_handed_on(monkeypatch):
+    monkeypatch.setenv("MS_WORKER_NUM", "8")
+    monkeypatch.setenv("RANK_TABLE_FILE", "old.json")
+    assert not {"MS_WORKER_NUM", "RANK_TABLE_FILE"} & set(launch.own_environment())
+
+
+def test_several_machines_with_a_loopback_address_are_warned(folder, capsys):
+    launch.check_port(argparse.Namespace(nnodes=2, node_rank=1, master_addr="127.0.0.1", master_port=8118))
+    assert capsys.readouterr().err.startswith("warning: --master_addr 127.0.0.1")
+
+
+def test_help_lists_the_options(capsys):
+    with pytest.raises(SystemExit):
+        run("launch", ["--help"])
+    text = capsys.readouterr().out
+    for word in (
+        "--eval",
+        "--nnodes",
+        "--node_rank",
+        "--master_addr",
+        "--master_port",
+        "--rank_table",
+        "--bind_core",
+        "--log_dir",
+    ):
+        assert word in text

@@ -1,0 +1,265 @@
+"""Configuration: every shipped recipe is read, every wrong one is refused in one line that names the key."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import yaml
+
+from skipvit.config import config as configuration
+from skipvit.config.config import Config
+from skipvit.measure.macs import forward_macs
+from skipvit.routing.routing import Route
+from skipvit.util.errors import UsageError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+GOOD = {
+    "name": "a",
+    "model": {"size": "tiny", "depth": 6, "patch": 4, "image_size": 32, "num_classes": 10},
+    "routes": [{"start": 2, "end": 4}],
+    "phases": {"dense_warmup_epochs": 1},
+    "optim": {"epochs": 8, "warmup_epochs": 1},
+}
+
+
+def read(tmp_path, values, words=()):
+    path = tmp_path / "run.yaml"
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    parser = configuration.OneLineParser(prog="train.py")
+    parser.add_argument("--config", default=str(path))
+    return configuration.from_words(parser, list(words))[0]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_named_as_its_file(path):
+    config = configuration.read(path)
+    assert config.name in (path.stem, path.stem.removesuffix("_cpu"))
+
+
+def test_recipes_come_in_pairs_that_differ_in_their_routes_only():
+    by_name = {path.stem: configuration.read(path) for path in CONFIGS}
+    names = [name for name in by_name if name.startswith("skipvit_")]
+    twins = [
+        (name, "vit_" + name.removeprefix("skipvit_").removeprefix("conservative_").removeprefix("fast_"))
+        for name in names
+    ]
+    assert twins
+    for routed, dense in twins:
+        a, b = by_name[routed].model_dump(), by_name[dense].model_dump()
+        different = {key for key in a if a[key] != b[key]}
+        assert "routes" in different and different <= {"name", "routes", "phases"}
+
+
+def test_file_sets_and_command_line_overrides(tmp_path):
+    config = read(tmp_path, GOOD, ["--optim.lr", "1e-2", "--model.depth=5", "--augment.crop", "pad"])
+    assert (config.optim.lr, config.model.depth, config.augment.crop) == (1e-2, 5, "pad")
+    assert config.optim.epochs == 8  # from the file
+    assert config.optim.beta1 == 0.9  # the default
+    assert config.routes == [Route(2, 4, 0.45, "cls_attention", True, False)]
+
+
+def test_routes_on_the_command_line_are_yaml(tmp_path):
+    words = ["--routes", "[{start: 1, end: 6, keep_ratio: 0.3, scorer: random, restore: false}]"]
+    assert read(tmp_path, GOOD, words).routes == [Route(1, 6, 0.3, "random", False, False)]
+    assert read(tmp_path, GOOD, ["--routes", "[]"]).routes == []
+
+
+@pytest.mark.parametrize(
+    ("share", "epochs", "warmup"), [("5%", 300, 15), ("5%", 8, 1), ("20%", 8, 2), ("3.3%", 300, 10), ("0%", 300, 0)]
+)
+def test_a_share_of_the_run_is_rounded_to_epochs_and_at_least_one(tmp_path, share, epochs, warmup):
+    words = ["--phases.dense_warmup_epochs", share, "--optim.epochs", str(epochs)]
+    config = read(tmp_path, GOOD, words)
+    assert config.phase_lengths() == (warmup, epochs - warmup, 0)
+    assert f"dense_warmup_epochs: {warmup}\n" in configuration.to_yaml(config)
+
+
+def test_the_forward_that_counts_is_the_last_trained_unless_it_is_named(tmp_path):
+    cooled = ["--phases.dense_cooldown_epochs", "1"]
+    assert read(tmp_path, GOOD).main() == "routed" and read(tmp_path, GOOD, cooled).main() == "dense"
+    named = read(tmp_path, GOOD, ["--phases.evaluate", "dense", "--ema.decay", "0.99"])
+    assert (named.trained(), named.main(), named.best()) == ("routed", "dense", "dense_ema")
+
+
+def test_environment_variables_do_not_describe_a_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEED", "7")
+    monkeypatch.setenv("NAME", "other")
+    assert (read(tmp_path, GOOD).seed, read(tmp_path, GOOD).name) == (0, "a")
+
+
+def test_written_configuration_reads_back_equal(tmp_path):
+    config = read(tmp_path, GOOD)
+    (tmp_path / "again.yaml").write_text(configuration.to_yaml(config))
+    assert configuration.read(tmp_path / "again.yaml") == config
+
+
+def test_help_documents_every_key_with_its_default():
+    parser = argparse.ArgumentParser()
+    from pydantic_settings import CliSettingsSource
+
+    CliSettingsSource(configuration.Config, root_parser=parser)
+    actions = {option: action for action in parser._actions for option in action.option_strings}
+    for group, field in configuration.Config.model_fields.items():
+        keys = [group]
+        if hasattr(field.annotation, "model_fields"):
+            keys = [f"{group}.{key}" for key in field.annotation.model_fields]
+        for key in keys:
+            text = actions[f"--{key}"].help
+            assert "default" in text and len(text.split("(default")[0]) > 3, key
+
+
+def with_key(path, value):
+    """GOOD with one key changed, e.g. "optim.lr" or "routes.0.start"."""
+    values = yaml.safe_load(yaml.safe_dump(GOOD))
+    at = values
+    *parts, last = path.split(".")
+    for part in parts:
+        at = at[int(part)] if isinstance(at, list) else at.setdefault(part, {})
+    at[last] = value
+    return values
+
+
+REFUSED = [
+    (with_key("optim.lrr", 1), "optim.lrr is not a key; did you mean lr?"),
+    (with_key("optims", {}), "optims is not a key; did you mean optim?"),
+    (with_key("routes.0.keepratio", 0.5), "routes.0.keepratio is not a key; did you mean keep_ratio?"),
+    (with_key("routes.0.start", 0), "routes.0.scorer: cls_attention reads the attention of block start - 1"),
+    (with_key("routes.0.end", 6), "routes.0.end: a token restored after the last block influences nothing"),
+    (with_key("routes.0.end", 7), "routes.0.end: 7 is outside"),
+    (with_key("routes.0.keep_ratio", 0), "routes.0.keep_ratio: 0.0 is outside (0, 1]"),
+    (with_key("routes.0.scorer", "attention"), "routes.0.scorer: 'attention' is not one of cls_attention, "),
+    (with_key("routes", [{"start": 1, "end": 4}, {"start": 3, "end": 5}]), "routes.1.start: block 3 overlaps"),
+    (with_key("routes", [{"end": 4}]), "routes.0.start is missing"),
+    (with_key("routes", "cls"), "routes: "),
+    (with_key("model.patch", 5), "model.patch: 5 does not divide model.image_size 32"),
+    (with_key("model.heads", 5), "model.heads: 5 does not divide the width 192"),
+    (with_key("model.size", "huge"), "model.size: input should be 'tiny', 'small', 'base' or 'large', got 'huge'"),
+    (with_key("model.image_size", 64), "data.kind: shapes are 32 x 32"),
+    (with_key("optim.lr", "fast"), "optim.lr: "),
+    (with_key("optim.lr", float("nan")), "optim.lr: "),
+    (with_key("optim.lr", -1), "optim.lr: input should be greater than 0, got -1"),
+    (with_key("optim.warmup_epochs", 9), "optim.warmup_epochs: 9.0 is more than optim.epochs 8"),
+    (with_key("optim.min_lr", 1), "optim.min_lr: 1.0 is larger than optim.lr"),
+    (with_key("phases.dense_warmup_epochs", 8), "phases: 8 + 0 dense epochs leave none"),
+    (
+        with_key("phases.dense_warmup_epochs", "110%"),
+        "phases.dense_warmup_epochs: input should be a whole number of epochs, or a share",
+    ),
+    (
+        with_key("phases.dense_warmup_epochs", -1),
+        "phases.dense_warmup_epochs: input should be a whole number of epochs, or a share",
+    ),
+    (
+        with_key("phases.dense_warmup_epochs", 1.5),
+        "phases.dense_warmup_epochs: input should be a whole number of epochs, or a share",
+    ),
+    (with_key("phases.dense_cooldown_epochs", "90%"), "phases: 1 + 7 dense epochs leave none"),
+    (
+        with_key("phases", {"evaluate": "routed"}) | {"routes": []},
+        "phases.evaluate: there is no routed forward without routes",
+    ),
+    (with_key("data.kind", "image_folder"), "data.path: image_folder needs the folder"),
+    (with_key("data", {"kind": "cifar100", "path": "x"}), "model.num_classes: cifar100 has 100 classes, not 10"),
+    (with_key("checkpoint.best", "dense_ema"), "checkpoint.best: there are no averaged weights with ema.decay 0"),
+    (
+        with_key("routes", []) | {"checkpoint": {"best": "routed"}},
+        "checkpoint.best: there is no routed forward without routes",
+    ),
+    (with_key("optim.layer_decay", 0), "optim.layer_decay: input should be greater than 0, got 0"),
+    (with_key("optim.layer_decay", 1.5), "optim.layer_decay: input should be less than or equal to 1, got 1.5"),
+    (with_key("optim.train", "none"), "optim.train: input should be 'all' or 'head', got 'none'"),
+    (with_key("optim.train", "head"), "optim.train: head leaves nothing but a head on random blocks to train"),
+    (with_key("init.weight", "x"), "init.weight is not a key; did you mean weights?"),
+    (with_key("augment.rand_augment", 11), "augment.rand_augment: input should be less than or equal to 10"),
+    (with_key("amp.dtype", "bfloat16"), "amp.dtype: input should be 'auto', 'float32' or 'float16'"),
+    (with_key("name", "../up"), "name: "),
+    (with_key("seed", None), "seed: "),
+    ("a: [", "not valid YAML"),
+    ("- 1", "a config is a mapping"),
+    ("1: 2", "a config is a mapping"),
+]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"), REFUSED, ids=lambda value: str(value)[:40] if isinstance(value, str) else ""
+)
+def test_wrong_configuration_is_refused_in_one_line(tmp_path, values, message):
+    with pytest.raises(UsageError) as refused:
+        read(tmp_path, values)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value) and "run.yaml" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--optim.lrr", "1"], "--optim.lrr is not an option; did you mean --optim.lr?"),
+        (["--optim.lr", "fast"], "optim.lr: "),
+        (["--optim.lr"], "--optim.lr"),
+        (["extra"], "extra"),
+        (["--model", "small"], "a group such as --model takes no value of its own"),
+        (["--routes", "[{start: 1"], "--routes is not YAML"),
+        (["--routes", "[{start: 1, end: 3, fuze: true}]"], "routes.0.fuze is not a key; did you mean fuse?"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file"),
+    ],
+)
+def test_wrong_command_line_is_refused_in_one_line(tmp_path, words, message):
+    with pytest.raises(UsageError) as refused:
+        read(tmp_path, GOOD, words)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if "GMACs" in path.read_text()], ids=lambda path: path.stem)
+def test_the_costs_in_a_recipes_header_are_those_of_its_network(path):
+    header, config = path.read_text().split("\nname:")[0], configuration.read(path)
+    model = config.model
+    dense, *routed = (
+        forward_macs(model.shape(), model.patch, model.tokens, model.num_classes, spans) / 1e9
+        for spans in ((), config.spans())[: 1 + bool(config.routes)]
+    )
+    assert f"{dense:.2f} GMACs a picture" in header
+    for after in routed:
+        assert f"{after:.2f} after ({dense / after:.2f} x fewer" in header
+        dense_share = (config.phases.dense_warmup_epochs + config.phases.dense_cooldown_epochs) / config.optim.epochs
+        if "over the whole run" in header:
+            assert f"{1 / (dense_share + (1 - dense_share) * after / dense):.2f} x over the whole run" in header
+
+
+@pytest.mark.parametrize(
+    "batch, pictures, cards, expected",
+    [
+        (16, 32, 1, (16, 2)),
+        (16, 32, 2, (16, 1)),
+        (16, 32, 4, (8, 1)),
+        (128, 1024, 4, (128, 2)),
+        (128, 1024, 16, (64, 1)),
+        (100, 1024, 1, (64, 16)),
+        (7, 48, 3, (4, 4)),
+        (8, 8, 8, (1, 1)),
+    ],
+)
+def test_other_cards_share_the_pictures_of_an_update(batch, pictures, cards, expected):
+    config = Config(data={"batch_size": batch}).divided(pictures, cards)
+    assert (config.data.batch_size, config.optim.accumulate) == expected
+    assert config.update_pictures(cards) == pictures
+    assert config.peak_lr(cards) == Config(data={"batch_size": pictures}).peak_lr(1)
+
+
+def test_cards_that_cannot_share_an_update_are_refused_with_those_that_can():
+    with pytest.raises(
+        UsageError,
+        match="run: its updates take 1024 pictures, .* 6 cards .*; numbers of cards that can: 1, 2, 4, 8, 16$",
+    ):
+        Config().divided(1024, 6)
+    with pytest.raises(
+        UsageError, match="would make 1031 batches of 2 of them; use a data.batch_size that divides 2062"
+    ):
+        Config(data={"batch_size": 1000}).divided(2062, 1)
+
+
+def test_machines_with_other_paths_have_the_same_fingerprint_and_with_other_rates_not():
+    same = [
+        Config(data={"path": path, "workers": workers}, init={"weights": path}).fingerprint()
+        for path, workers in (("/a", 1), ("/b", 8))
+    ]
+    assert same[0] == same[1] != Config(optim={"lr": 1.0}).fingerprint()

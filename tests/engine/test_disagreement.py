@@ -1,0 +1,44 @@
+"""What the cards compare before they train, with the other card's numbers added by hand."""
+
+import numpy as np
+import pytest
+
+from skipvit.data.pipeline import Shard
+from skipvit.engine import distributed
+from skipvit.util.errors import RunError
+
+
+def parts(numbers):
+    return np.array([[n >> 22, n >> 11 & 0x7FF, n & 0x7FF] for n in numbers.values()], np.float64)
+
+
+@pytest.fixture
+def with_card(monkeypatch):
+    """Have a second card with these numbers."""
+
+    def join(other):
+        monkeypatch.setattr(distributed, "sum_over_cards", lambda mine, shard: mine + parts(other))
+
+    return join
+
+
+MINE = {"configuration": 17, "position": 3 << 20 | 5, "weights": 2**32 - 1}
+
+
+def test_equal_numbers_agree(with_card):
+    with_card(MINE)
+    assert distributed.refuse_disagreement(MINE, Shard(0, 2)) is None  # and raises nothing
+
+
+@pytest.mark.parametrize(
+    "name, value", [("configuration", 18), ("position", 3 << 20 | 6), ("weights", 2**32 - 2), ("weights", 0)]
+)
+def test_the_first_that_differs_is_named(with_card, name, value):
+    with_card(MINE | {name: value})
+    with pytest.raises(RunError, match=rf"the cards do not have the same {name} \(noticed by card 1\)"):
+        distributed.refuse_disagreement(MINE, Shard(1, 2))
+
+
+def test_the_sum_of_thousands_of_cards_is_exact_in_float32():
+    largest = np.float32(0x7FF)
+    assert float(largest * np.float32(8192)) == 0x7FF * 8192 < 2**24

@@ -1,0 +1,158 @@
+"""`skipvit importance` on small networks with random weights: what it writes, and that its figures are those of NumPy."""
+
+import json
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+from PIL import Image
+from test_vit import random_parameters
+
+from skipvit.cli import run
+from skipvit.config import config as configuration
+from skipvit.config.config import Config
+from skipvit.data.builtin import generate
+from skipvit.engine import checkpoint
+from skipvit.engine.build import build_network
+from skipvit.engine.checkpoint import Position
+from skipvit.insight.importance import pictures_of
+from skipvit.insight.measures import on_object, shares_kept, top
+from skipvit.models.vit import PIXEL_MEAN, PIXEL_STD
+from skipvit.routing.routing import grid_mask
+from skipvit.util.errors import RunError, UsageError
+from support import published
+
+VALUES = {
+    "name": "small",
+    "device": "cpu",
+    "model": {"size": "tiny", "width": 16, "depth": 4, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10},
+    "routes": [
+        {"start": 2, "end": 3, "keep_ratio": 0.5},
+        {"start": 3, "end": 4, "keep_ratio": 0.25, "scorer": "random", "restore": False},
+    ],
+    "phases": {"dense_warmup_epochs": 0},
+    "data": {"kind": "shapes", "batch_size": 16, "train_size": 40, "val_size": 40},
+    "optim": {"epochs": 2, "warmup_epochs": 0},
+}
+PICTURES = 20
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A run's folder with two checkpoints of different weights, and what the command made of it; the last weights."""
+    folder = tmp_path_factory.mktemp("run")
+    config = Config(**VALUES)
+    (folder / "config.yaml").write_text(configuration.to_yaml(config))
+    network = build_network(config, "cpu")
+    for epoch in (0, 1):
+        values = random_parameters(network, seed=17 + epoch)
+        for parameter in network.trainable_params():
+            parameter.set_data(Tensor(values[parameter.name]))
+        checkpoint.save(folder / "checkpoints", Position(epoch, 2, 2), network.trainable_params(), keep=2)
+    words = [str(folder), "--pictures", str(PICTURES), "--scorers", "cls_attention,sampled_cls_attention,grid"]
+    assert run("importance", words) == 0
+    return folder / "importance", json.loads((folder / "importance/importance.json").read_text()), values
+
+
+def of_sets(row):
+    """The measures of kept sets; what the network predicts is another draw each time, as its second route is random."""
+    return {key: value for key, value in row.items() if key.endswith(("_kept", "_overlap"))}
+
+
+def test_numbers_a_table_and_pictures_are_written(measured):
+    folder, result, _ = measured
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "importance.json",
+        "importance.png",
+        "importance.txt",
+        "kept.png",
+    ]
+    assert result["pictures"] == PICTURES and (result["site"], result["kept"], result["tokens"]) == (1, 8, 16)
+    assert list(result["scorers"]) == ["cls_attention", "sampled_cls_attention", "grid", "random"]
+    assert list(result["blocks"]) == [f"block {b}" for b in range(4)] and list(result["routes"]) == [
+        "route 0",
+        "route 1",
+    ]
+    text = (folder / "importance.txt").read_text()
+    assert all(f"\n{name} " in text for name in (*result["scorers"], *result["blocks"], *result["routes"]))
+
+
+def test_kept_shares_of_attention_and_grid_are_those_of_numpy(measured):
+    """The network's attention by the tests' own ViT, the built-in masks, 8 of 16 patches."""
+    _, result, values = measured
+    chosen = np.linspace(0, 39, PICTURES).astype(int)
+    truth = generate(40, seed=0, split="val")
+    objects = on_object(truth.masks[chosen], 4)
+    net = published.Net(values, 4, 2, 8)
+    pictures = (truth.images[chosen] - np.array(PIXEL_MEAN)) / np.array(PIXEL_STD)
+    rankings = np.array([net.of_cls(1, net.block(0, net.tokens(picture))) for picture in pictures])
+    for name, kept in {"cls_attention": top(rankings, 8), "grid": np.tile(grid_mask(16, 8), (PICTURES, 1))}.items():
+        row = result["scorers"][name]
+        assert (row["object_kept"], row["background_kept"]) == pytest.approx(shares_kept(kept, objects))
+    assert of_sets(result["scorers"]["cls_attention"]) == of_sets(result["blocks"]["block 1"])  # the route reads it
+
+
+def test_drawn_scorers_are_measured_as_they_evaluate_and_positions_stay(measured):
+    _, result, _ = measured
+    assert of_sets(result["scorers"]["sampled_cls_attention"]) == of_sets(result["scorers"]["cls_attention"])
+    assert result["scorers"]["grid"]["checkpoint_overlap"] == [1.0]
+    assert 0 < result["scorers"]["cls_attention"]["checkpoint_overlap"][0] < 1
+    assert result["scorers"]["random"]["flip_overlap"] == pytest.approx(
+        0.5, abs=0.15
+    )  # new noise for every look: 8 of 16
+
+
+def test_what_routes_keep_is_measured_too(measured):
+    """The first by attention, as the scorer; the second at random, 4 of 16."""
+    _, result, _ = measured
+    assert of_sets(result["routes"]["route 0"]) == of_sets(result["scorers"]["cls_attention"])
+    assert result["routes"]["route 1"]["object_kept"] == pytest.approx(0.25, abs=0.15)
+    assert "deletion" not in result["routes"]["route 1"]
+
+
+REFUSED = [
+    (["--scorers", "magic"], "--scorers: 'magic' is not one of cls_attention, "),
+    (["--pictures", "0"], "--pictures: use 1 or more"),
+    (["--routes", "[]"], "small has no routes; say where one would begin"),
+    (["--masks", "x"], "--masks: the built-in pictures have masks of their own"),
+    (["--weights", "nowhere.ckpt"], "nowhere.ckpt: no such"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED)
+def test_what_cannot_be_measured_is_refused_in_one_line(measured, capsys, words, message):
+    assert run("importance", [str(measured[0].parent), *words]) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err and "\n" not in err
+
+
+@pytest.fixture
+def birds(tmp_path):
+    """An image folder of 48 x 32 pictures, with masks that are white on the middle third; its configuration."""
+    for folder, pixels in (("data/val", None), ("masks", np.repeat(np.arange(48)[None] // 16 == 1, 32, 0))):
+        for name in ("a/one", "b/two"):
+            path = tmp_path / folder / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.zeros((32, 48, 3), np.uint8) if pixels is None else pixels.astype(np.uint8) * 255).save(
+                path
+            )
+    data = {"kind": "image_folder", "path": str(tmp_path / "data"), "eval_crop": 1.0}
+    return tmp_path, Config(**VALUES | {"data": data, "model": VALUES["model"] | {"num_classes": 2}})
+
+
+def test_masks_of_a_folder_are_cropped_as_the_pictures_are(birds):
+    """The centre of 48 x 32 is 32 x 32: its middle half is the object."""
+    folder, config = birds
+    shown = pictures_of(config, 10, str(folder / "masks"))
+    assert shown.masks.shape == (2, 32, 32) and shown.filled_with == "the mean colour"
+    assert np.array_equal(shown.masks, np.tile((np.arange(32) // 8 == 1) | (np.arange(32) // 8 == 2), (2, 32, 1)))
+
+
+def test_a_mask_that_is_missing_or_broken_is_named(birds):
+    folder, config = birds
+    (folder / "masks/b/two.png").write_bytes(b"no picture")
+    with pytest.raises(RunError, match="two.png: not a picture"):
+        pictures_of(config, 10, str(folder / "masks"))
+    (folder / "masks/b/two.png").unlink()
+    with pytest.raises(UsageError, match="two.png is not there"):
+        pictures_of(config, 10, str(folder / "masks"))

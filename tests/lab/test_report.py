@@ -1,0 +1,329 @@
+"""`skipvit report` on a sweep whose numbers are made up: its tables against the same figures worked out here, its page in a browser."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skipvit.cli import run
+from skipvit.config import config as configuration
+from skipvit.lab import report_bench, report_blocks, report_speed, report_weights
+from skipvit.lab.plan import Run
+from skipvit.lab.report_runs import read_sweep
+from skipvit.lab.sweep import claimed
+from skipvit.measure import bench
+
+BASE = {
+    "device": "cpu",
+    "model": {"size": "tiny", "width": 64, "depth": 6, "heads": 2, "patch": 4, "image_size": 32, "num_classes": 10},
+    "data": {"kind": "shapes", "batch_size": 32, "train_size": 320},
+    "phases": {"dense_warmup_epochs": 0},
+    "optim": {"epochs": 4, "warmup_epochs": 1},
+}
+ROUTED = {"routes": [{"start": 2, "end": 5}], "phases": {"dense_warmup_epochs": 1}}
+# By method: keys; after epochs 2 and 4 top-1 by seed, dense and routed.
+METHODS = {
+    "dense": ({}, [([80.0, 82.0, 84.0], None), ([90.0, 92.0, 94.0], None)]),
+    "skipvit": (ROUTED, [([60.0, 62.0, 64.0], [70.0, 91.0, 92.0]), ([80.0, 81.0, 82.0], [91.0, 91.0, 94.0])]),
+    "random": (
+        ROUTED | {"routes": [{"start": 2, "end": 5, "scorer": "random"}]},
+        [([40.0] * 3, [50.0] * 3), ([70.0] * 3, [80.0, 82.0, 84.5])],
+    ),
+}
+WARMUP = {0: [88.0, 90.0, 92.0], 2: [90.0, 90.0, 93.0]}
+
+
+def write_run(folder, name, method, seed, keys, evaluations, variant=None, point=None):
+    """A run's folder as training leaves it, and its entry in sweep.json."""
+    config = configuration.checked(BASE | keys | {"name": name, "seed": seed}, name)
+    (folder / name).mkdir(parents=True)
+    (folder / name / "config.yaml").write_text(configuration.to_yaml(config))
+    forward = config.trained()
+    with open(folder / name / "metrics.jsonl", "w") as file:
+        for epoch, (dense, routed) in zip((2, 4), evaluations):
+            val = {"dense": {"top1": dense}} | ({"routed": {"top1": routed}} if routed is not None else {})
+            file.write(json.dumps({"epoch": epoch, "trained": forward, "steps": 10, "val": val}) + "\n")
+    last = {"dense": evaluations[-1][0]} | ({"routed": evaluations[-1][1]} if evaluations[-1][1] is not None else {})
+    summary = {
+        "epochs": 4,
+        "forwards": {name: {"top1": top1} for name, top1 in last.items()},
+        "best": {"forward": forward},
+    }
+    (folder / name / "summary.json").write_text(json.dumps(summary))
+    return Run(name, method, variant or method, "", seed, point or {}, config).as_dict()
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "made_up"
+    runs = []
+    for method, (keys, evaluations) in METHODS.items():
+        for seed in range(3):
+            values = [(dense[seed], routed and routed[seed]) for dense, routed in evaluations]
+            runs.append(write_run(folder, f"{method}-s{seed}", method, seed, keys, values))
+    for epochs, tops in WARMUP.items():
+        keys = ROUTED | {
+            "phases": {"dense_warmup_epochs": epochs},
+            "ema": {"decay": 0.0},
+            "optim": {"epochs": 4, "warmup_epochs": 0},
+        }
+        for seed, top1 in enumerate(tops):
+            name, point = f"long-dense_warmup_epochs_{epochs}", {"phases.dense_warmup_epochs": f"{25 * epochs}%"}
+            runs.append(write_run(folder, f"{name}-s{seed}", "long", seed, keys, [(50.0, top1)] * 2, name, point))
+    runs.append(runs[-1] | {"name": "lost-s0", "method": "lost", "variant": "lost"})
+    about = {"plan": "made_up", "baseline": "dense", "target": 90.0, "runs": runs}
+    (folder / "sweep.json").write_text(json.dumps(about))
+    (folder / "failed.json").write_text(json.dumps({"lost-s0": "data.path: <nowhere> is not a folder"}))
+    return folder
+
+
+def fake_measure(variants, options):
+    """Times without noise: dense 0.2 s a step, routed 0.1 s; random jumps about, too much to be quoted."""
+    rng = np.random.default_rng(0)
+    for variant in variants:
+        step_s = {"dense": 0.2, "skipvit": 0.1}.get(variant.name, 0.1)
+        noise = rng.uniform(0.5, 1.5, options.rounds) if variant.name == "random" else 1.0
+        variant.turns = {"step": (step_s * noise * np.ones(options.rounds)).tolist()}
+        variant.steps, variant.first_s, variant.order = {"step": 1}, {"step": 5.0}, {"step": [0]}
+        variant.device, variant.peak = "cpu", 2**30 if variant.forward == "dense" else 2**29
+    return variants
+
+
+def tables(folder):
+    """The tables of report.md: by first column, the other cells."""
+    lines = (folder / "report" / "report.md").read_text().splitlines()
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith("|") and "---" not in line
+    ]
+    return {(row[0], i): row[1:] for i, row in enumerate(cells)}
+
+
+def rows_of(folder, name):
+    return [row for (first, _), row in tables(folder).items() if first == name]
+
+
+@pytest.fixture(scope="module")
+def without_speed(sweep):
+    assert run("report", [str(sweep)]) == 0
+    return tables(sweep), (sweep / "report/report.md").read_text(), (sweep / "report/report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def complete(sweep, without_speed):
+    """The report after a measurement, with dense weights along the routes and kept patches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "measure", fake_measure)
+        (sweep / report_weights.MATRIX).write_text(json.dumps({"skipvit": {"0": 70.0, "1": 71.0, "2": 72.0}}))
+        images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+        kept = {
+            "skipvit/images": images,
+            "skipvit/10": np.tile(np.arange(29), (2, 1)),
+            "skipvit/2": np.tile(np.arange(20, 49), (2, 1)),
+        }
+        np.savez_compressed(sweep / report_weights.KEPT, **kept)
+        assert run("report", [str(sweep), "--bench"]) == 0
+    return sweep / "report"
+
+
+def test_accuracies_and_paired_differences(sweep, without_speed):
+    """90, 92, 94: mean 92, s 2, half width 4.3027 x 2 / sqrt(3) = 4.97. skipvit less dense: 1, -1, 0: 0 +- 2.48."""
+    assert rows_of(sweep, "dense")[0] == ["3", "dense", "92.00 ± 4.97", "92.00 ± 4.97", "–", "", "baseline"]
+    assert rows_of(sweep, "skipvit")[0] == [
+        "3",
+        "routed",
+        "92.00 ± 4.30",
+        "81.00 ± 2.48",
+        "92.00 ± 4.30",
+        "+0.00 ± 2.48",
+        "not distinguishable from dense",
+    ]
+    assert rows_of(sweep, "random")[0][-2:] == ["-9.83 ± 0.72", "below dense"]
+    order = ["method", "dense", "skipvit", "random", "long-dense_warmup_epochs_0", "long-dense_warmup_epochs_2"]
+    assert [row[0] for row in tables(sweep)][:6] == order
+
+
+def test_equal_differences_are_no_certainty(sweep):
+    """Three seeds that all differ by one point have an interval of no width, which is no evidence of anything."""
+    read = read_sweep(sweep)
+    (variant,) = [variant for variant in read.variants if variant.label == "skipvit"]
+    for seed, top1 in enumerate((91.0, 93.0, 95.0)):
+        variant.runs[seed].top1["routed"] = top1
+    assert report_blocks._difference(read, variant) == (
+        "+1.00 ± 0.00",
+        "the same in every seed, by chance: its spread is not known",
+    )
+
+
+def test_another_method_can_be_the_baseline(sweep, tmp_path):
+    """Of dense, 90, 92, 94, and random, each by seed; random's own difference to dense with the other sign."""
+    assert run("report", [str(sweep), "--baseline", "random", "--out", str(tmp_path / "report")]) == 0
+    assert rows_of(tmp_path, "dense")[0][-2:] == ["+9.83 ± 0.72", "above random"]
+    assert rows_of(tmp_path, "random")[0][-1] == "baseline"
+    assert (
+        rows_of(tmp_path, "skipvit")[-1][0] == "92.00 ± 4.97"
+    )  # the matrix is of the dense weights, whatever the baseline
+
+
+def test_it_says_how_many_seeds_what_is_missing_and_that_it_does_not_rank(without_speed):
+    _, markdown, page = without_speed
+    assert "5 methods, 3 seeds (0, 1, 2); 15 of 16 runs are finished" in markdown and "left out: lost-s0." in markdown
+    assert "lost-s0 failed: data.path: <nowhere> is not a folder" in markdown and "&lt;nowhere&gt;" in page
+    assert "which is no ranking" in markdown and "best" not in markdown.lower()
+
+
+def test_without_a_measurement_there_is_no_measured_speed(without_speed):
+    _, markdown, _ = without_speed
+    assert "no speed was measured yet" in markdown and "images/s" not in markdown and "measured gain" not in markdown
+    assert "The speeds are ideal, not measured." in markdown
+    assert "Dense weights along the routes were not evaluated" in markdown
+
+
+def test_measured_gains_count_the_warm_up(sweep, complete):
+    """Steps of 0.1 instead of 0.2 s in 3 of 4 epochs: the whole run is 4 / (1 + 3 / 2) = 1.6 x as fast."""
+    speed = rows_of(sweep, "skipvit")[1]
+    assert speed[3:] == ["320", "2.00 × (2.00 to 2.00)", "1.60 × (1.60 to 1.60)", "512 (0.50 ×)"]
+    assert rows_of(sweep, "dense")[1][3:] == ["160", "", "", "1024"]
+    assert "Without a speed that could be quoted, and so not here: random." in (complete / "report.md").read_text()
+    assert rows_of(sweep, "random")[1][3] == "" and rows_of(sweep, "random")[1][4].startswith("too noisy to say (")
+    ideal, whole = (float(cell.split()[0]) for cell in speed[1:3])
+    assert whole == pytest.approx(4 / (1 + 3 / ideal), abs=0.01)
+    for epochs, gain in ((2, "1.33 ×"), (0, "2.00 ×")):
+        assert rows_of(sweep, f"long-dense_warmup_epochs_{epochs}")[1][5].startswith(gain)
+
+
+def test_time_to_the_target_is_epochs_times_measured_seconds(sweep, complete):
+    """Of skipvit seed 0 reaches 90 % after 4 epochs, the others after 2; an epoch is 10 steps. 1 x 2 s + 3 x 1 s and twice 2 + 1."""
+    assert rows_of(sweep, "skipvit")[2][:2] == ["3 of 3", "2.7 ± 2.9"]
+    mean, half = np.mean([5, 3, 3]), 4.3027 * np.std([5, 3, 3], ddof=1) / np.sqrt(3)
+    assert rows_of(sweep, "skipvit")[2][2] == f"{mean:.1f} ± {half:.1f}"
+    assert rows_of(sweep, "dense")[2] == ["3 of 3", "4.0 ± 0.0", "8.0 ± 0.0"]
+    assert rows_of(sweep, "random")[2] == ["0 of 3", "–", "–"]
+
+
+def test_the_matrix_of_training_and_evaluation(sweep, complete):
+    assert rows_of(sweep, "skipvit")[3] == ["92.00 ± 4.97", "71.00 ± 2.48", "81.00 ± 2.48", "92.00 ± 4.30"]
+    assert rows_of(sweep, "random")[3][1] == "–"
+
+
+def test_the_page_is_one_small_file_that_needs_no_network(complete):
+    page = (complete / "report.html").read_text()
+    assert len(page.encode()) < 5e6
+    assert not re.search(r"https?://|<script|<link|@import|url\(|srcset", page)
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) == 6 and all(source.startswith("data:image/png;base64,") for source in sources)
+    for source in sources:
+        assert base64.b64decode(source.split(",")[1]).startswith(b"\x89PNG")
+
+
+def test_accuracy_is_drawn_over_numbers_and_over_shares(complete):
+    assert "# Accuracy over phases.dense_warmup_epochs, %\n" in (complete / "report.md").read_text()
+    assert report_blocks._number(("routes.0.keep_ratio", 0.3)) == ("routes.0.keep_ratio", 0.3)
+    assert report_blocks._number(("phases.dense_warmup_epochs", "2.5%")) == ("phases.dense_warmup_epochs, %", 2.5)
+    assert report_blocks._number(("size", "small")) is None and report_blocks._number(("phases.hold", True)) is None
+
+
+def test_the_markdown_names_figures_that_are_there(complete):
+    markdown = (complete / "report.md").read_text()
+    named = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", markdown)
+    assert named == [
+        "seeds.png",
+        "front.png",
+        "time.png",
+        "curve_phases_dense_warmup_epochs.png",
+        "matrix.png",
+        "kept_skipvit.png",
+    ]
+    for name in named:
+        assert np.asarray(Image.open(complete / name).convert("L")).std() > 5
+
+
+def test_distinct_steps_are_measured_once(sweep):
+    """Warm-up and learning rates do not change a step: `long` is timed as skipvit is, `random` is not."""
+    (variants,) = report_bench.groups(read_sweep(sweep)).values()
+    assert [variant.name for variant in variants] == ["dense", "skipvit", "random"]
+
+
+def test_kept_patches_are_read_by_epoch(sweep, complete):
+    ((images, epochs),) = report_weights.read_kept(read_sweep(sweep)).values()
+    assert images.shape == (2, 32, 32, 3) and list(epochs) == [2, 10] and epochs[2][0, 0] == 20
+
+
+def test_nothing_is_timed_beside_a_running_sweep(sweep, capsys):
+    with claimed(sweep):
+        assert run("report", [str(sweep), "--bench"]) == 2
+    assert "another sweep works in it; wait for its end or stop it" in capsys.readouterr().err
+
+
+def test_figures_show_the_speed_of_whole_runs(sweep, complete):
+    """Routed steps are twice as fast: with one dense epoch of four the run is 1.6 times, with two 1.33, with none 2 times as fast."""
+    read = read_sweep(sweep)
+    _, speeds = report_bench.read(read)
+    points = {variant.label: report_speed.point_of(variant, speeds) for variant in read.variants}
+    assert points["skipvit"].speed == pytest.approx(1.6) and points["skipvit"].speed_interval == pytest.approx(
+        [1.6, 1.6]
+    )
+    assert points["long-dense_warmup_epochs_2"].speed == pytest.approx(4 / 3) and np.isnan(points["random"].speed)
+    ideal = {variant.label: report_speed.point_of(variant, {}).speed for variant in read.variants}
+    assert (
+        ideal["long-dense_warmup_epochs_0"]
+        > ideal["skipvit"]
+        > ideal["long-dense_warmup_epochs_2"]
+        > 1
+        == ideal["dense"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["{empty}"], 2, "not the folder of a sweep"),
+        (["{unfinished}"], 1, "no run of this sweep is finished yet"),
+        (["{empty}", "--benhc"], 2, "--benhc is not an option; did you mean --bench?"),
+        (["{empty}", "--rounds", "3"], 2, "--rounds: 3 rounds have no 95 % interval"),
+        (["{sweep}", "--baseline", "randem"], 2, "randem is not a finished method of this sweep; did you mean random?"),
+        (
+            ["{sweep}", "--baseline", "long"],
+            2,
+            "long is several methods (long-dense_warmup_epochs_0, long-dense_warmup_epochs_2)",
+        ),
+        (["{empty}", "--target", "0"], 2, "--target: 0 is not an accuracy"),
+        ([], 2, "folder"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(sweep, tmp_path, capsys, words, code, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unfinished").mkdir()
+    shutil.copy(sweep / "sweep.json", tmp_path / "unfinished")
+    places = {"empty": tmp_path / "empty", "unfinished": tmp_path / "unfinished", "sweep": sweep}
+    assert run("report", [word.format(**places) for word in words]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and message.upper() in lines[0].upper()
+
+
+@pytest.mark.slow
+def test_the_page_opens_in_a_browser(complete, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no headless browser here")
+    picture = tmp_path / "page.png"
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--window-size=1366,768",
+        f"--screenshot={picture}",
+    ]
+    subprocess.run(
+        [browser, *options, (complete / "report.html").as_uri()], capture_output=True, timeout=120, check=True
+    )
+    shown = np.asarray(Image.open(picture).convert("L"))
+    assert shown.shape == (768, 1366)
+    assert shown.mean() > 200 and (shown < 128).mean() > 0.005  # dark text on white, not an empty page

@@ -1,0 +1,61 @@
+"""One rank of a run whose rank 1 overflows at one step; started by msrun from test_distributed.py.
+
+    overflow_worker.py FOLDER STEPS AT
+
+Writes FOLDER/rank_<r>.npz: the weights after all steps, and the reports of the steps.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("GLOG_v", "4")
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from skipvit.engine import distributed
+from skipvit.engine.optim import AdamW
+from skipvit.engine.state import TrainingState
+from skipvit.engine.step import TrainingLoss, TrainStep
+from skipvit.models.sizes import Size
+from skipvit.models.vit import ViT
+from skipvit.routing.routing import Route
+
+
+class Factor(nn.Cell):
+    """The loss times the first number of the noise, which is not used otherwise."""
+
+    def __init__(self, loss):
+        super().__init__(auto_prefix=False)
+        self.loss = loss
+
+    def construct(self, images, labels, noise, mix, scale):
+        factor = ops.Reshape()(ops.Slice()(noise, (0, 0), (1, 1)), ())
+        return self.loss(images, labels, noise, mix, scale) * factor
+
+
+def main() -> None:
+    folder, steps, at = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    _, shard = distributed.start("cpu")
+    np.random.seed(0)
+    network = ViT(Size(16, 3, 2), 16, 4, 10, [Route(1, 2, 0.5)])
+    optimizer = AdamW(network.trainable_params(), np.full(steps, 1e-3), 0.9, 0.999, 1e-3, 0.05)
+    state = TrainingState(optimizer.parameters, ema_decay=0.9, loss_scale=1024.0)
+    average = distributed.gradient_average(optimizer.parameters, shard)
+    step = TrainStep(Factor(TrainingLoss(network, True, 0.1)), optimizer, state, 1.0, average, shard.count)
+    rng = np.random.default_rng(shard.rank)  # every rank has pictures of its own
+    reports = []
+    for number in range(steps):
+        noise = np.ones((4, max(1, network.noise_width)), np.float32)
+        if shard.rank == 1 and number == at:
+            noise[0, 0] = np.inf
+        images = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+        labels = rng.integers(0, 10, 4, dtype=np.int32)
+        batch = (images, labels, noise, np.zeros(6, np.float32))
+        reports.append(step(*map(Tensor, batch)).asnumpy())
+    values = {p.name: p.asnumpy() for p in [*network.get_parameters(), *optimizer.get_parameters(), *state.saved()]}
+    np.savez(folder / f"rank_{shard.rank}.npz", reports=np.stack(reports), **values)
+
+
+main()

@@ -1,0 +1,311 @@
+"""`skipvit export`: what is written runs and agrees with the network, what does not agree is not kept, and the card tells the truth."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+from PIL import Image
+
+from skipvit.cli import run
+from skipvit.config import config as configuration
+from skipvit.data.builtin import generate
+from skipvit.routing.routing import Route
+from skipvit.util.errors import RunError
+from skipvit.weights import agreement, card, convert, export, onnx_graph
+from support.reference import forward
+from support.weights import random_weights
+
+onnxruntime = pytest.importorskip("onnxruntime")
+# A folder of pictures of ImageNet, if there is one; without it the built-in pictures are enlarged.
+SAMPLE = Path(os.environ.get("SKIPVIT_IMAGENET_SAMPLE", "nowhere"))
+ROUTE = Route(1, 3, 0.5)
+
+
+@pytest.fixture(scope="module")
+def tiny(make_run, tmp_path_factory):
+    """A run's folder and its averaged weights."""
+    return make_run(tmp_path_factory.mktemp("export") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def exported(tiny, tmp_path_factory):
+    """A folder with the routed ONNX file for two batch sizes, and what was printed."""
+    out = tmp_path_factory.mktemp("out") / "new" / "folder"
+    with pytest.MonkeyPatch.context() as patch:
+        lines = []
+        patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
+        assert (
+            run(
+                "export", [str(tiny[0]), "--to", "onnx", "--batch_sizes", "1,3", "--out", str(out), "--licence", "mine"]
+            )
+            == 0
+        )
+    return out, lines
+
+
+def error_line(capsys):
+    err = capsys.readouterr().err
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    return lines[0]
+
+
+def test_onnx_files_answer_as_the_reference(tiny, exported):
+    """In ONNX Runtime: uint8 pictures in, probabilities out, of the averaged weights along the route."""
+    images = generate(3, seed=0, split="val").images
+    logits = forward(tiny[1], images, np.zeros((3, 8), np.float32), depth=4, heads=2, patch=8, routes=[ROUTE]).logits
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    three = onnxruntime.InferenceSession(str(exported[0] / "tiny_routed_b3.onnx")).run(None, {"images": images})[0]
+    one = onnxruntime.InferenceSession(str(exported[0] / "tiny_routed_b1.onnx")).run(None, {"images": images[:1]})[0]
+    np.testing.assert_allclose(three, expected, atol=1e-5)
+    np.testing.assert_allclose(one, expected[:1], atol=1e-5)
+
+
+def test_largest_difference_is_printed_and_nothing_else_is_there(exported):
+    out, lines = exported
+    assert sorted(path.name for path in out.iterdir()) == [
+        "tiny_routed.onnx.json",
+        "tiny_routed.onnx.md",
+        "tiny_routed_b1.onnx",
+        "tiny_routed_b3.onnx",
+    ]
+    assert sum("largest difference from the network on 64 pictures: " in line for line in lines) == 2
+    assert "averaged weights, routed forward (trained last)" in lines[0] and "model card: " in lines[-1]
+
+
+def test_the_card_tells_what_was_exported(tiny, exported):
+    out, _ = exported
+    about = json.loads((out / "tiny_routed.onnx.json").read_text())
+    for row, size in zip(about["files"], (1, 3)):
+        assert row["file"] == f"tiny_routed_b{size}.onnx" and row["batch_size"] == size
+        assert row["sha256"] == hashlib.sha256((out / row["file"]).read_bytes()).hexdigest()
+        assert row["pictures"] == 64 and row["near_ties"] == 0 and 0 <= row["largest_difference"] <= 1e-4
+    (route,) = about["routes"]
+    assert (route["start"], route["end"], route["keep_ratio"], route["scorer"]) == (1, 3, 0.5, "cls_attention")
+    assert [block["mlp"] for block in about["tokens_of_blocks"]] == [17, 9, 9, 17]  # 16 patches, 8 of them kept
+    assert about["parameters"] == sum(value.size for value in tiny[1].values())
+    assert about["classes"] == [f"kind {i}" for i in range(10)] and about["licence"] == "mine"
+    assert (about["input"]["dtype"], about["input"]["layout"], about["input"]["normalisation"]) == (
+        "uint8",
+        "NHWC",
+        "inside",
+    )
+    assert about["metrics"]["exported"] == "routed_ema" and about["metrics"]["validation"]["routed_ema"]["top1"] == 12.5
+    assert about["versions"]["export"]["mindspore"] == ms.__version__ and about["config"]["model"]["width"] == 16
+    text = (out / "tiny_routed.onnx.md").read_text()
+    assert "| routed_ema | 12.50 | 50.00 | 2.000 | this export |" in text and "8" in text
+
+
+def test_the_card_says_nothing_of_the_machine(tiny):
+    config = configuration.read(tiny[0] / "config.yaml").model_dump()
+    config["data"]["path"], config["init"]["weights"] = "/home/somebody/pictures", "/home/somebody/deit.safetensors"
+    shared = card.shareable(configuration.Config(**config))
+    assert (shared["data"]["path"], shared["init"]["weights"]) == ("pictures", "deit.safetensors")
+    assert "somebody" not in json.dumps(shared)
+
+
+def test_the_program_on_the_card_runs(exported, monkeypatch):
+    monkeypatch.chdir(exported[0])
+    text = (exported[0] / "tiny_routed.onnx.md").read_text()
+    names = {"images": generate(1, seed=0, split="val").images}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    assert names["probabilities"].shape == (1, 10)
+
+
+def test_nothing_is_overwritten(tiny, exported, capsys):
+    before = {path: path.stat().st_mtime_ns for path in exported[0].iterdir()}
+    assert run("export", [str(tiny[0]), "--to", "onnx", "--batch_sizes", "3,5", "--out", str(exported[0])]) == 2
+    assert "exists and is not overwritten" in error_line(capsys)
+    assert before == {path: path.stat().st_mtime_ns for path in exported[0].iterdir()}
+
+
+def test_mindir_in_parts_dense_and_of_normalised_pictures(tiny, tmp_path, monkeypatch, capsys):
+    """MindSpore writes weights above 1 GiB beside the graph; here from the first byte on."""
+    monkeypatch.setattr("mindspore.train.serialization.TOTAL_SAVE", 0)
+    words = ["--to", "mindir", "--dense", "--last", "--input", "float32", "--check", "5", "--out", str(tmp_path)]
+    assert run("export", [str(tiny[0]), *words]) == 0
+    stem = "tiny_dense_float32"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{stem}_b1_graph.mindir",
+        f"{stem}_b1_variables",
+        f"{stem}.mindir.json",
+        f"{stem}.mindir.md",
+    }
+    assert "last weights, dense forward\n" in capsys.readouterr().out
+    images = generate(1, seed=0, split="val").images
+    cell = nn.GraphCell(ms.load(str(tmp_path / f"{stem}_b1_graph.mindir")))
+    found = cell(Tensor(agreement.normalised(images))).asnumpy()
+    last = random_weights(16, 4, 8, 4, 10, seed=18)
+    logits = forward(last, images, np.zeros((1, 8), np.float32), depth=4, heads=2, patch=8).logits
+    np.testing.assert_allclose(found, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), atol=1e-5)
+    about = json.loads((tmp_path / f"{stem}.mindir.json").read_text())
+    assert about["files"][0]["bytes"] > 4 * about["parameters"] and about["metrics"]["exported"] == "dense"
+
+
+def test_weights_with_timms_names(tiny, tmp_path, capsys):
+    assert run("export", [str(tiny[0]), "--to", "safetensors", "--out", str(tmp_path)]) == 0
+    assert "bit by bit" in capsys.readouterr().out
+    theirs, _ = convert.read_safetensors(tmp_path / "tiny.safetensors")
+    assert theirs["blocks.0.attn.qkv.weight"].shape == (48, 16) and theirs["patch_embed.proj.weight"].shape == (
+        16,
+        3,
+        8,
+        8,
+    )
+    ours = convert.from_timm(theirs)
+    assert set(ours) == set(tiny[1]) and all(np.array_equal(ours[name], value) for name, value in tiny[1].items())
+    about = json.loads((tmp_path / "tiny.safetensors.json").read_text())
+    assert about["input"]["layout"] == "NCHW" and about["output"]["what"] == "logits"
+
+
+@pytest.mark.parametrize("fault", ["wrong", "does not run", "is not written"])
+def test_what_does_not_agree_is_not_kept(tiny, tmp_path, monkeypatch, capsys, fault):
+    monkeypatch.setattr(export, "pictures", lambda *_: generate(4, seed=0, split="val").images)
+    monkeypatch.setattr(
+        export,
+        "in_batches",
+        lambda run, images, size: expected if run is None else agreement.in_batches(run, images, size),
+    )
+    monkeypatch.setattr(export, "_cell", lambda cell: None)  # spares the compilation: the network's answers are these
+    expected = np.full((4, 10), 0.1, np.float32)
+    if fault == "does not run":
+        monkeypatch.setattr(onnx_graph, "OPSET", 5)
+    if fault == "is not written":
+        monkeypatch.setattr(Path, "write_bytes", full_disk)
+    assert run("export", [str(tiny[0]), "--to", "onnx", "--dense", "--out", str(tmp_path / "out")]) == 1
+    line = error_line(capsys)
+    messages = {"wrong": "does not agree with the network: a probability of picture", "is not written": "No space left"}
+    assert messages.get(fault, "cannot be written and run") in line and "nothing is kept" in line
+    assert not (tmp_path / "out").exists()
+
+
+def full_disk(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_near_ties_are_told_apart_and_only_a_few_are_let_pass(monkeypatch):
+    expected = np.full((20, 2), 0.5, np.float32)
+    found = expected.copy()
+    found[3] += 0.01
+    margins = np.full(20, 0.1)
+    monkeypatch.setattr(agreement, "margins", lambda *_: margins)
+
+    class Routed:
+        routed = True
+
+    with pytest.raises(RunError, match="picture 3 differs by 0.01, 0.0001 is allowed, on 1 of 20"):
+        agreement.compare(Routed, "name", found, expected, None, 1e-4)
+    margins[3] = 1e-7
+    row = agreement.compare(Routed, "name", found, expected, None, 1e-4)
+    assert row["near_ties"] == 1 and row["largest_difference"] == 0 and "but for 1 where two tokens" in row["verified"]
+    found[3] = np.nan
+    with pytest.raises(RunError, match="picture 3"):
+        agreement.compare(Routed, "name", found, expected, None, 1e-4)
+    found[3:8] = 0.6
+    margins[3:8] = 0
+    with pytest.raises(RunError, match="on 5 of 20"):
+        agreement.compare(Routed, "name", found, expected, None, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["{run}", "--to", "tflite"], 2, "invalid choice"),
+        (["{run}"], 2, "--to"),
+        (["nowhere", "--to", "onnx"], 2, "nowhere: not a run folder"),
+        (["{run}", "--to", "onnx", "--batch_sizes", "0"], 2, "is not a list of batch sizes"),
+        (["{run}", "--to", "onnx", "--check", "0"], 2, "--check: 0 pictures"),
+        (["{run}", "--to", "onnx", "--tolerance", "2"], 2, "--tolerance: 2.0 is outside"),
+        (["{run}", "--to", "safetensors", "--input", "float32"], 2, "--to safetensors: weights alone"),
+        (["{run}", "--to", "onnx", "--images", "nowhere.jpg"], 2, "nowhere.jpg: No such file"),
+        (
+            ["{run}", "--to", "onnx", "--data.kind", "image_folder", "--data.path", "nowhere"],
+            2,
+            "or give pictures to compare on with --images",
+        ),
+        (["{run}", "--to", "onnx", "--out", "{run}/config.yaml"], 2, "not a folder"),
+        (["{run}", "--to", "onnx", "--model.width", "32"], 1, "a checkpoint of another model"),
+    ],
+)
+def test_wrong_words_are_refused(tiny, capsys, words, code, message):
+    assert run("export", [word.format(run=tiny[0]) for word in words]) == code
+    assert message in error_line(capsys)
+    assert not (tiny[0] / "export").exists()
+
+
+def test_without_the_libraries_it_says_what_to_install(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(onnx_graph, "onnx", None)
+    assert run("export", [str(tiny[0]), "--to", "onnx"]) == 2
+    assert "needs `pip install -e '.[onnx]'`" in error_line(capsys)
+
+
+@pytest.fixture(scope="module")
+def sixty_four(tmp_path_factory):
+    """sixty_four(size): paths of 64 pictures."""
+
+    def get(size):
+        sample = sorted(map(str, SAMPLE.rglob("*.JPEG")))[:64]
+        if size == 224 and len(sample) == 64:
+            return sample
+        folder = tmp_path_factory.mktemp(f"pictures{size}")
+        for i, image in enumerate(generate(64, seed=0, split="val").images):
+            Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
+        return [str(folder)]
+
+    return get
+
+
+GONE = {"fuse": True, "restore": False}
+NETWORKS = {
+    32: {"width": 32, "depth": 6, "heads": 2, "patch": 4, "image_size": 32},
+    224: {"width": 64, "depth": 6, "heads": 2, "patch": 16, "image_size": 224},
+}
+ROUTES = {
+    "dense": [],
+    "one": [{"start": 2, "end": 5, "keep_ratio": 0.45}],
+    "three": [{"start": start, "end": end, "keep_ratio": 0.7} | GONE for start, end in ((2, 3), (3, 4), (4, 6))],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("routes", ROUTES)
+@pytest.mark.parametrize("size", NETWORKS)
+def test_exports_agree_with_the_network_on_64_pictures(make_run, sixty_four, tmp_path, size, routes):
+    """Random weights, so that probabilities are far from sure and selections are of all kinds; scores that tie are told apart."""
+    data = {"kind": "image_folder", "path": "nowhere"} if size == 224 else {}
+    folder, _ = make_run(tmp_path / "run", routes=ROUTES[routes], model=NETWORKS[size], data=data)
+    for kind in ("onnx", "mindir"):
+        assert run("export", [str(folder), "--to", kind, "--batch_sizes", "16", "--images", *sixty_four(size)]) == 0
+        forward = "dense" if routes == "dense" else "routed"
+        (row,) = json.loads((folder / "export" / f"tiny_{forward}.{kind}.json").read_text())["files"]
+        print(f"{size} pixels, {routes}, {kind}: {row['verified']}")
+        assert row["pictures"] == 64 and row["largest_difference"] <= 1e-4 and row["near_ties"] <= 1
+
+
+READ_ALONE = """
+import sys, numpy as np, mindspore as ms
+assert "skipvit" not in sys.modules
+ms.set_context(mode=ms.GRAPH_MODE)
+ms.set_device("CPU")
+cell = ms.nn.GraphCell(ms.load("tiny_routed_b4.mindir"))
+np.save("found.npy", cell(ms.Tensor(np.load("images.npy"))).asnumpy())
+"""
+
+
+@pytest.mark.slow
+def test_mindir_runs_in_a_process_that_has_never_heard_of_skipvit(tiny, tmp_path):
+    assert run("export", [str(tiny[0]), "--to", "mindir", "--batch_sizes", "4", "--out", str(tmp_path)]) == 0
+    images = generate(4, seed=0, split="val").images
+    np.save(tmp_path / "images.npy", images)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", READ_ALONE], cwd=tmp_path, env=environment, check=True, timeout=120)
+    logits = forward(tiny[1], images, np.zeros((4, 8), np.float32), depth=4, heads=2, patch=8, routes=[ROUTE]).logits
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-5)
