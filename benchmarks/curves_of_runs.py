@@ -1,4 +1,4 @@
-"""Training loss and top-1 of several runs in one picture.
+"""Training loss and top-1 of several runs in one image.
 
     python benchmarks/curves_of_runs.py runs/a runs/b --out curves.png
 
@@ -18,7 +18,7 @@ from skipvit.runs.run_folder import RunFolder
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
-    parser.add_argument("--out", required=True, metavar="FILE", help="picture to write")
+    parser.add_argument("--out", required=True, metavar="FILE", help="image to write")
     options = parser.parse_args()
     figure = Figure(figsize=(11, 4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)

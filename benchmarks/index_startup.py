@@ -24,13 +24,13 @@ peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, start = peak(), time.perf_counter()
 source = open_split(Path(sys.argv[1]), "train", Path(sys.argv[2]) if sys.argv[2:] else None)
 seconds = time.perf_counter() - start
-print(json.dumps({"pictures": len(source), "seconds": seconds, "before_mib": before, "peak_mib": peak()}))
+print(json.dumps({"images": len(source), "seconds": seconds, "before_mib": before, "peak_mib": peak()}))
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=1_000_000, metavar="N", help="pictures (default: 1000000)")
+    parser.add_argument("--files", type=int, default=1_000_000, metavar="N", help="images (default: 1000000)")
     parser.add_argument("--classes", type=int, default=1000, metavar="N", help="class folders (default: 1000)")
     parser.add_argument(
         "--folder", metavar="FOLDER", help="where to make the tree (default: the system's temporary folder)"

@@ -1,6 +1,6 @@
 """A plain Vision Transformer and its training step in PyTorch, eager, as timm writes them: for `against_pytorch.py`.
 
-It does the work of `skipvit`'s dense training step on the same kind of batch: uint8 pictures are normalised and, if the
+It does the work of `skipvit`'s dense training step on the same kind of batch: uint8 images are normalised and, if the
 configuration says so, mixed (mixup; ours also has CutMix's box in the same expression); smoothed soft cross-entropy; stochastic
 depth; backward; clipping by the global norm; AdamW that decays matrices; an average of the weights if there is one. Ours also asks
 whether the gradients are finite.
@@ -72,7 +72,7 @@ class Block(nn.Module):
 
 
 class PyTorchViT(nn.Module):
-    """Logits (B, classes) of normalised pictures (B, 3, S, S). model: a configuration's group."""
+    """Logits (B, classes) of normalised images (B, 3, S, S). model: a configuration's group."""
 
     def __init__(self, model: dict[str, Any], strong: bool):
         super().__init__()
@@ -120,7 +120,7 @@ class PyTorchStep:
         self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
 
     def __call__(self, images: Tensor, labels: Tensor, weight: float = 1.0) -> Tensor:
-        """Train on pictures uint8 (B, S, S, 3) and labels int64 (B,), mixup with their mirror in the batch; returns the loss."""
+        """Train on images uint8 (B, S, S, 3) and labels int64 (B,), mixup with their mirror in the batch; returns the loss."""
         x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
         classes = self.network.head.out_features
         target = F.one_hot(labels, classes).float()

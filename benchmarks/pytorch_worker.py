@@ -25,7 +25,7 @@ class PyTorchBench(Timed):
         self.strong = strong
 
     def build(self, config: dict[str, Any], forward: str, training: bool, data: bool) -> str:
-        """The network and a batch of random pictures; dense training is all there is."""
+        """The network and a batch of random images; dense training is all there is."""
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         torch.manual_seed(config["seed"])
         self.begin()

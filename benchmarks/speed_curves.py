@@ -1,8 +1,8 @@
-"""What a route gains, in throughput and memory of training, as it, the pictures and the network grow: measured beside ideal.
+"""What a route gains, in throughput and memory of training, as it, the images and the network grow: measured beside ideal.
 
     python benchmarks/speed_curves.py                    # all four curves: docs/curves.json, docs/curves.png, and the table
     python benchmarks/speed_curves.py --curve blocks     # one of them
-    python benchmarks/speed_curves.py --draw             # picture and table of what is there, without measuring
+    python benchmarks/speed_curves.py --draw             # image and table of what is there, without measuring
 
 Each point is one `skipvit bench` of a recipe, dense and routed in turns, of a batch with which both fit into 20 GiB. What
 has been measured stays in the file, so a run that is stopped goes on where it was; points that were too noisy are measured again.
@@ -30,7 +30,7 @@ from skipvit.util.errors import UsageError
 
 DOCS = Path(__file__).parents[1] / "docs"
 SPANS = {3: (4, 7), 5: (4, 9), 7: (4, 11), 9: (2, 11)}
-# Pictures a step: about as many multiply-accumulates in each, and memory for a dense and a routed process at once.
+# Images a step: about as many multiply-accumulates in each, and memory for a dense and a routed process at once.
 BATCHES = {("tiny", 224): 32, ("small", 224): 16, ("small", 384): 4, ("small", 512): 2, ("base", 224): 4}
 
 
@@ -66,7 +66,7 @@ class Point:
 CURVES = {
     "blocks": ("bypassed blocks", {blocks: Point(blocks=blocks) for blocks in SPANS}),
     "keep": ("keep ratio", {keep: Point(keep=keep) for keep in (0.2, 0.3, 0.45, 0.6, 0.8)}),
-    "size": ("side of the pictures, pixels", {image: Point(image=image) for image in (224, 384, 512)}),
+    "size": ("side of the images, pixels", {image: Point(image=image) for image in (224, 384, 512)}),
     "model": ("network", {model: Point(model=model) for model in ("tiny", "small", "base")}),
 }
 

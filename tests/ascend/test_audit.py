@@ -36,13 +36,13 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def graphs(file):
-    return audit(configuration.read(file), cards=8)
+    return audit(configuration.read(file), devices=8)
 
 
 @pytest.fixture(scope="module")
 def gathered(file):
     config = configuration.read(file)
-    return audit(config.model_copy(update={"routing": "gather"}), cards=1)
+    return audit(config.model_copy(update={"routing": "gather"}), devices=1)
 
 
 def wrong(graphs) -> list[str]:
@@ -70,7 +70,7 @@ def test_each_phase_has_its_graphs(graphs, file):
     assert list(steps(config.model_copy(update={"routes": []}), 1)) == ["train dense", "evaluate dense"]
 
 
-def test_it_is_the_step_of_an_ascend_card(graphs, gathered):
+def test_it_is_the_step_of_an_ascend_device(graphs, gathered):
     step = names(graphs["train routed"])
     weights = step["Adam"]
     assert weights == step["BiasAddGrad"] * 2 + 2 * 7 + 2  # weight and bias a layer, of 7 norms too, [CLS], positions
@@ -120,7 +120,7 @@ def test_unknown_units_are_listed_apart():
 
 
 def test_command(file, capsys):
-    words = ["--config", str(file), "--routes", "[]", "--model.depth", "1", "--cards", "1"]
+    words = ["--config", str(file), "--routes", "[]", "--model.depth", "1", "--devices", "1"]
     code = run("audit", [*words, "--json"])
     printed = capsys.readouterr()
     assert code == 0, printed.err
@@ -128,7 +128,8 @@ def test_command(file, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["--cards", "0"], "--cards: 0"), (["--optim.speed", "1"], "--optim.speed is not an option")]
+    ("words", "said"),
+    [(["--devices", "0"], "--devices: 0"), (["--optim.speed", "1"], "--optim.speed is not an option")],
 )
 def test_what_cannot_be_is_refused_in_one_line(file, capsys, words, said):
     assert run("audit", ["--config", str(file), *words]) == 2
@@ -149,11 +150,11 @@ def test_the_dense_graphs_of_twins_are_the_same(size):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["small_imagenet", "base_imagenet", "large_imagenet", "small_imagenet384"])
 def test_shipped_networks_pass(name):
-    assert not wrong(audit(shipped(f"skipvit_{name}"), cards=8))
+    assert not wrong(audit(shipped(f"skipvit_{name}"), devices=8))
 
 
 @pytest.mark.slow
 def test_shipped_conservative_network_passes():
     """Its dense graphs are those of skipvit_small_imagenet."""
     config = shipped("skipvit_conservative_small_imagenet", phases=configuration.PhasesConfig(dense_warmup_epochs=0))
-    assert not wrong(audit(config, cards=8))
+    assert not wrong(audit(config, devices=8))

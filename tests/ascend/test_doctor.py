@@ -16,15 +16,15 @@ from skipvit.ascend import checks, doctor, probe
 from skipvit.ascend import machine as facts
 from skipvit.ascend.checks import Row, Visit
 from skipvit.ascend.doctor import look, main
-from skipvit.ascend.machine import Card, Machine
+from skipvit.ascend.machine import Device, Machine
 from skipvit.config import config as configuration
 from skipvit.util.errors import RunError, UsageError
 
 ROOT = Path(__file__).parents[2]
 
 
-def table(version: str, cards: list[tuple[str, str, str]]) -> str:
-    """`npu-smi info` of drivers 21 to 25: cards of name, health, high-bandwidth memory."""
+def table(version: str, devices: list[tuple[str, str, str]]) -> str:
+    """`npu-smi info` of drivers 21 to 25: devices of name, health, high-bandwidth memory."""
     bar = "+===========================+===============+====================================================+"
     lines = [
         "+------------------------------------------------------------------------------------------------+",
@@ -34,7 +34,7 @@ def table(version: str, cards: list[tuple[str, str, str]]) -> str:
         "| Chip                      | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |",
         bar,
     ]
-    for i, (name, health, memory) in enumerate(cards):
+    for i, (name, health, memory) in enumerate(devices):
         lines += [
             f"| {i}     {name:20}| {health:14}| 70.0        34                0    / 0             |",
             f"| 0                         | 0000:{0xC1 - 0x40 * (i % 4):02X}:00.0  | 0           1197 / 13553      {memory:21}|",
@@ -43,7 +43,7 @@ def table(version: str, cards: list[tuple[str, str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Two cards of driver 20.2, whose table has no huge pages.
+# Two devices of driver 20.2, whose table has no huge pages.
 OLD = """
 +------------------------------------------------------------------------------------+
 | npu-smi 1.8.21                   Version: 20.2.2.spc001                            |
@@ -66,7 +66,7 @@ PROCESSES = """+---------------------------+---------------+--------------------
 | No running processes found in NPU 1                                                            |
 +===========================+===============+====================================================+
 """
-# A newer server: two chips a card, the second line has one number more.
+# A newer server: two chips a device, the second line has one number more.
 NEWER = """
 +------------------------------------------------------------------------------------------------+
 | npu-smi 25.2.1                   Version: 25.2.1                                               |
@@ -85,15 +85,15 @@ EIGHT = [("910B", "OK", f"{i + 3:<5}/ 32768") for i in range(8)]
 
 
 def test_the_tables_of_npu_smi():
-    cards = facts.parse_npu_smi(table("24.1.0", EIGHT) + PROCESSES)
-    assert [(c.number, c.name, c.health, c.hbm_used_mb, c.hbm_mb) for c in cards] == [
+    devices = facts.parse_npu_smi(table("24.1.0", EIGHT) + PROCESSES)
+    assert [(c.number, c.name, c.health, c.hbm_used_mb, c.hbm_mb) for c in devices] == [
         (i, "910B", "OK", i + 3, 32768) for i in range(8)
     ]
     assert facts.npu_smi_version(table("23.0.rc1.b070", EIGHT)) == "23.0.rc1.b070"
-    assert facts.parse_npu_smi(OLD) == [Card(0, "910A", "OK", 0, 32768), Card(1, "910A", "OK", 0, 32768)]
+    assert facts.parse_npu_smi(OLD) == [Device(0, "910A", "OK", 0, 32768), Device(1, "910A", "OK", 0, 32768)]
     assert facts.parse_npu_smi(NEWER) == [
-        Card(0, "Ascend910", "OK", 3131, 65536),
-        Card(0, "Ascend910", "OK", 2886, 65536),
+        Device(0, "Ascend910", "OK", 3131, 65536),
+        Device(0, "Ascend910", "OK", 2886, 65536),
     ]
     full = facts.parse_npu_smi(
         table("23.0.rc1", [("910ProB", "Warning", "30711/ 32768"), ("910ProB", "Critical", "5 / 32768")])
@@ -110,8 +110,8 @@ OTHERS = [("910B1", 65536), ("910B4", 32768), ("Ascend910", 65536), ("910B", 655
 
 def test_generations_of_chips():
     """910B is a first-generation chip, 910B1 to 910B4 are the second generation."""
-    assert all(Card(0, name, "OK", 0, hbm).first_generation for name, hbm in FIRST)
-    assert not any(Card(0, name, "OK", 0, hbm).first_generation for name, hbm in OTHERS)
+    assert all(Device(0, name, "OK", 0, hbm).first_generation for name, hbm in FIRST)
+    assert not any(Device(0, name, "OK", 0, hbm).first_generation for name, hbm in OTHERS)
 
 
 HOSTILE = [
@@ -155,7 +155,7 @@ def test_version_files(text, version):
     assert facts.version_of(text) == version
 
 
-def test_addresses_of_the_cards():
+def test_addresses_of_the_devices():
     text = "".join(
         f"address_{i}=192.168.{10 + 10 * (i % 4)}.{21 + i // 4}\nnetmask_{i}=255.255.255.0\n" for i in range(8)
     )
@@ -186,8 +186,8 @@ def script(path: Path, text: str) -> None:
 
 
 FOUND = [
-    {"stage": "mindspore", "version": "2.8.0", "cards": 8, "reason": "", "seconds": 2.0},
-    {"stage": "dataset", "pictures": 64, "seconds": 0.5},
+    {"stage": "mindspore", "version": "2.8.0", "devices": 8, "reason": "", "seconds": 2.0},
+    {"stage": "dataset", "images": 64, "seconds": 0.5},
     {
         "stage": "step",
         "device": "ascend",
@@ -208,7 +208,7 @@ def answers(stages: list[dict]) -> str:
 
 @pytest.fixture
 def server(tmp_path):
-    """A faked server with eight cards on which everything is well; tests break it."""
+    """A faked server with eight devices on which everything is well; tests break it."""
     home = "/usr/local/Ascend/ascend-toolkit/latest"
     files = {
         "/usr/local/Ascend/driver/version.info": "Version=25.2.0\n",
@@ -264,11 +264,11 @@ def test_a_good_server(server, monkeypatch, capsys):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(96), raising=False)
     found = rows_of(server)
     assert [row for name, row in found.items() if row.state != "ok" and name not in PRIVATE] == []
-    assert found["cards"].found == "8 x 910B, first generation (910A), npu-smi 25.2.0"
+    assert found["devices"].found == "8 x 910B, first generation (910A), npu-smi 25.2.0"
     assert found["driver"].found == "25.2.0, firmware 7.7.0.6.236" and found["CANN"].found.startswith(
         "8.2.RC1 in /usr/local"
     )
-    assert found["card addresses"].found.startswith("8 in /etc/hccn.conf: 192.168.100.100")
+    assert found["device addresses"].found.startswith("8 in /etc/hccn.conf: 192.168.100.100")
     assert found["training step"].found.startswith("ascend: compiled in 60.0 s")
     main(["--device", "ascend", "--runs", str(server.runs)], server.machine)
     printed = capsys.readouterr().out
@@ -305,24 +305,34 @@ BROKEN = {
     "no driver": (change("/usr/local/Ascend/driver/version.info", None), "driver", "fails", "no readable"),
     "a folder": (no_file_but_a_folder, "driver", "fails", "no readable"),
     "old driver": (change("/usr/local/Ascend/driver/version.info", "Version=23.0.3"), "driver", "warning", "23.0.3"),
-    "other cards": (smi(NEWER), "cards", "warning", "2 x Ascend910: not the first"),
-    "driver not loaded": (smi("dcmi module initialize failed. ret is -8005"), "cards", "fails", "-8005"),
-    "cards taken": (
+    "other devices": (smi(NEWER), "devices", "warning", "2 x Ascend910: not the first"),
+    "driver not loaded": (smi("dcmi module initialize failed. ret is -8005"), "devices", "fails", "-8005"),
+    "devices taken": (
         smi("dcmi model initialized failed, because the device is used. ret is -8020"),
-        "cards",
+        "devices",
         "fails",
         "device is used",
     ),
-    "nothing printed": (smi(""), "cards", "fails", "printed: nothing"),
-    "nonsense": (smi("\x00\xfe|||+=+"), "cards", "fails", "printed"),
-    "a warning": (smi(table("23.0", [("910A", "Warning", "3 / 32768")])), "card health", "warning", "card 0: Warning"),
-    "a sick card": (
-        smi(table("23.0", [("910A", "Critical", "3 / 32768")])),
-        "card health",
-        "fails",
-        "card 0: Critical",
+    "nothing printed": (smi(""), "devices", "fails", "printed: nothing"),
+    "nonsense": (smi("\x00\xfe|||+=+"), "devices", "fails", "printed"),
+    "a warning": (
+        smi(table("23.0", [("910A", "Warning", "3 / 32768")])),
+        "device health",
+        "warning",
+        "device 0: Warning",
     ),
-    "a busy card": (smi(table("23.0", [("910A", "OK", "30750/ 32768")])), "card memory", "warning", "30750 of 32768"),
+    "a sick device": (
+        smi(table("23.0", [("910A", "Critical", "3 / 32768")])),
+        "device health",
+        "fails",
+        "device 0: Critical",
+    ),
+    "a busy device": (
+        smi(table("23.0", [("910A", "OK", "30750/ 32768")])),
+        "device memory",
+        "warning",
+        "30750 of 32768",
+    ),
     "half the files": (change("/dev/davinci7", None), "device files", "warning", "7 of 8"),
     "no manager": (change("/dev/davinci_manager", None), "device files", "fails", "no /dev/davinci_manager"),
     "old CANN": (
@@ -339,11 +349,16 @@ BROKEN = {
     ),
     "no set_env.sh": (variable("LD_LIBRARY_PATH", ""), "CANN variables", "warning", "LD_LIBRARY_PATH"),
     "no te": (variable("PYTHONPATH", "/opp/built-in/op_impl/ai_core/tbe"), "CANN packages", "fails", "no te or hccl"),
-    "no hccn.conf": (change("/etc/hccn.conf", None), "card addresses", "warning", "no readable"),
-    "seven addresses": (change("/etc/hccn.conf", "address_0=10.0.0.1\n"), "card addresses", "warning", "1 for 8 cards"),
+    "no hccn.conf": (change("/etc/hccn.conf", None), "device addresses", "warning", "no readable"),
+    "seven addresses": (
+        change("/etc/hccn.conf", "address_0=10.0.0.1\n"),
+        "device addresses",
+        "warning",
+        "1 for 8 devices",
+    ),
     "one address twice": (
         change("/etc/hccn.conf", "".join(f"address_{i}=10.0.0.1\n" for i in range(8))),
-        "card addresses",
+        "device addresses",
         "warning",
         "twice",
     ),
@@ -376,7 +391,7 @@ def test_operators_for_another_chip(server):
     assert "compiled for ascend910b, not for 910A" in rows_of(server)["CANN operators"].found
 
 
-def test_card_files_of_another_group(server, monkeypatch):
+def test_device_files_of_another_group(server, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: "davinci" not in str(path))
     row = rows_of(server)["device files"]
     assert row.state == "fails" and "HwHiAiUser" in row.do
@@ -397,7 +412,7 @@ def test_an_npu_smi_that_misbehaves(server, name):
     script(server.machine.root.parent / "bin" / "npu-smi", text)
     visit = Visit(Machine(server.machine.root, server.machine.environment, patience=0.5), "ascend")
     begun = time.monotonic()
-    (row,) = checks.cards(visit)
+    (row,) = checks.devices(visit)
     assert time.monotonic() - begun < 5
     assert row.state == "fails" and said in row.found
 
@@ -432,14 +447,18 @@ def test_a_mindspore_that_misbehaves(server, name):
     assert next(r.name for r in found if r.state == "fails") == row and any(said in r.found for r in found)
 
 
-def test_cards_that_mindspore_does_not_see(server):
+def test_devices_that_mindspore_does_not_see(server):
     """Training would go to the CPU without a word."""
-    stages = [FOUND[0] | {"cards": 0, "reason": "libge_runner.so: cannot open"}, FOUND[1], FOUND[2] | {"device": "cpu"}]
+    stages = [
+        FOUND[0] | {"devices": 0, "reason": "libge_runner.so: cannot open"},
+        FOUND[1],
+        FOUND[2] | {"device": "cpu"},
+    ]
     script(Path(server.machine.python), answers(stages))
     server.device = "auto"
     found = rows_of(server)
-    assert found["training step"].state == found["cards in MindSpore"].state == "warning"
-    assert "libge_runner" in found["cards in MindSpore"].found
+    assert found["training step"].state == found["devices in MindSpore"].state == "warning"
+    assert "libge_runner" in found["devices in MindSpore"].found
 
 
 def test_a_check_that_goes_wrong_is_a_row(server, monkeypatch):
@@ -448,15 +467,15 @@ def test_a_check_that_goes_wrong_is_a_row(server, monkeypatch):
 
     monkeypatch.setattr(facts, "parse_npu_smi", explode)
     found = rows_of(server)
-    assert found["cards"].found == "could not be checked (RuntimeError: of all things)" and "training step" in found
+    assert found["devices"].found == "could not be checked (RuntimeError: of all things)" and "training step" in found
 
 
 @pytest.mark.parametrize("device, state", [("auto", "ok"), ("ascend", "fails"), ("cpu", None)])
 def test_an_empty_machine(tmp_path, device, state):
-    """No file, no command, no MindSpore: still a table, and a missing card is only bad if it is asked for."""
+    """No file, no command, no MindSpore: still a table, and a missing device is only bad if it is asked for."""
     visit = Visit(Machine(tmp_path, {}, "/no/python"), device, tmp_path / "runs")
     found = rows_of(visit)
-    ascend = [found.get(name) for name in ("driver", "cards", "device files", "CANN")]
+    ascend = [found.get(name) for name in ("driver", "devices", "device files", "CANN")]
     assert [row and row.state for row in ascend] == [state] * 4
     assert all(row.found == "none (CPU only)" for row in ascend if state == "ok")
     assert found["import MindSpore"].state == "fails" and "cannot be started" in found["import MindSpore"].found
@@ -482,7 +501,7 @@ def test_the_number_of_parameters_is_the_networks():
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     for i in range(8):
         path = tmp_path / "data" / ("train", "val")[i // 4] / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -494,22 +513,22 @@ def pictures(tmp_path):
     return ["--config", str(tmp_path / "run.yaml"), "--data.path", str(tmp_path / "data")]
 
 
-def test_a_runs_data_and_checkpoints(pictures, tmp_path, monkeypatch):
-    result = probe.read_run(pictures)
+def test_a_runs_data_and_checkpoints(images, tmp_path, monkeypatch):
+    result = probe.read_run(images)
     assert (result["train"], result["val"], result["classes"], result["decoded"], result["broken"]) == (4, 4, 2, 8, [])
-    (tmp_path / "data" / "val" / "a" / "4.png").write_text("no picture")
+    (tmp_path / "data" / "val" / "a" / "4.png").write_text("no image")
     visit = Visit(Machine(), runs=tmp_path)
-    data, checkpoints = doctor._run(visit, probe.read_run(pictures))
+    data, checkpoints = doctor._run(visit, probe.read_run(images))
     assert data.state == "warning" and "7 decoded" in data.found and "4.png" in data.found and checkpoints.state == "ok"
     monkeypatch.setattr(facts, "free_mib", lambda _: 0)
     assert list(doctor._run(visit, result))[1].state == "fails"
     assert "no such config file" in probe._attempt(lambda: probe.read_run(["--config", "x.yaml"]))["error"]
-    assert "not an option" in probe._attempt(lambda: probe.read_run([*pictures, "--data.pth", "x"]))["error"]
+    assert "not an option" in probe._attempt(lambda: probe.read_run([*images, "--data.pth", "x"]))["error"]
 
 
-def test_the_command_on_this_machine(pictures, tmp_path):
+def test_the_command_on_this_machine(images, tmp_path):
     """The whole command, as a user runs it: MindSpore is imported, a step compiled, losses fall."""
-    words = [sys.executable, "-m", "skipvit", "doctor", "--device", "cpu", "--json", *pictures]
+    words = [sys.executable, "-m", "skipvit", "doctor", "--device", "cpu", "--json", *images]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     result = subprocess.run(
         words, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment, check=False
@@ -518,7 +537,6 @@ def test_the_command_on_this_machine(pictures, tmp_path):
     found = {row["name"]: row for row in json.loads(result.stdout)["rows"]}
     assert found["training step"]["state"] == found["data engine"]["state"] == found["data"]["state"] == "ok"
     assert (
-        "cpu: compiled in" in found["training step"]["found"]
-        and "4 + 4 pictures in 2 classes" in found["data"]["found"]
+        "cpu: compiled in" in found["training step"]["found"] and "4 + 4 images in 2 classes" in found["data"]["found"]
     )
     assert not (tmp_path / "runs").exists()  # it only looks

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from skipvit.ascend import launch
-from skipvit.ascend.rank_table import Card, cards_of
+from skipvit.ascend.rank_table import Device, devices_of
 from skipvit.cli import run
 from skipvit.engine import distributed
 from skipvit.util.errors import UsageError
@@ -38,13 +38,13 @@ def table(*servers):
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(CONFIG)
-    (tmp_path / "pictures/train/cat").mkdir(parents=True)
-    (tmp_path / "pictures/val/cat").mkdir(parents=True)
+    (tmp_path / "images/train/cat").mkdir(parents=True)
+    (tmp_path / "images/val/cat").mkdir(parents=True)
     (tmp_path / "notes.json").write_text('{"server_list": [{"device": 3}]}')
-    (tmp_path / "text.json").write_text("rank 0: card 0")
+    (tmp_path / "text.json").write_text("rank 0: device 0")
     (tmp_path / "two.json").write_text(table([(0, 0), (1, 1)]))
     (tmp_path / "twice.json").write_text(table([(0, 0), (1, 0)]))
-    (tmp_path / "card.json").write_text(table([(0, 0), (0, 1)]))
+    (tmp_path / "device.json").write_text(table([(0, 0), (0, 1)]))
     (tmp_path / "seven.json").write_text(table([(0, 0), (7, 1)]))
     (tmp_path / "huge.json").write_text('{"server_list": [{"device": [{"device_id": 0, "rank_id": 1e999}]}]}')
     return tmp_path
@@ -62,15 +62,15 @@ def refused(words, capsys):
 @pytest.mark.parametrize(
     "words, expected",
     [
-        (["many"], "error: CARDS: the number of cards on this machine, got 'many'"),
-        (["0"], "error: CARDS: the number of cards on this machine, got '0'"),
-        ([], "error: the following arguments are required: CARDS"),
+        (["many"], "error: DEVICES: the number of devices on this machine, got 'many'"),
+        (["0"], "error: DEVICES: the number of devices on this machine, got '0'"),
+        ([], "error: the following arguments are required: DEVICES"),
         (
             ["--config", "run.yaml", "2"],
-            "error: --config is not an option (see --help); options of train.py come after CARDS",
+            "error: --config is not an option (see --help); options of train.py come after DEVICES",
         ),
-        (["2", "--eval", "runs/run"], "error: --eval: the launcher's options come before CARDS"),
-        (["2", "--log_dir=logs"], "error: --log_dir=logs: the launcher's options come before CARDS"),
+        (["2", "--eval", "runs/run"], "error: --eval: the launcher's options come before DEVICES"),
+        (["2", "--log_dir=logs"], "error: --log_dir=logs: the launcher's options come before DEVICES"),
         (["--nodes", "2", "2"], "error: --nodes is not an option; did you mean --nnodes?"),
         (["--nnodes", "2", "--node_rank", "2", "2"], "error: --node_rank: 2 is not one of --nnodes 2 machines"),
         (["--master_port", "70000", "2"], "error: --master_port: 70000 is not a port"),
@@ -82,13 +82,13 @@ def refused(words, capsys):
         (["--rank_table", "t.json", "--bind_core", "2"], "error: --bind_core: "),
         (
             ["--rank_table", "two.json", "2", "--config", "run.yaml"],
-            "error: --rank_table: rank tables are for Ascend cards",
+            "error: --rank_table: rank tables are for Ascend devices",
         ),
         (["2", "--config", "nowhere.yaml"], "error: nowhere.yaml: no such config file"),
         (["2", "--config", "run.yaml", "--optim.lr", "fast"], "error: run.yaml: optim.lr: "),
         (
             ["2", "--config", "run.yaml", "--device", "ascend"],
-            "error: device: ascend asked for, but MindSpore finds no Ascend card",
+            "error: device: ascend asked for, but MindSpore finds no Ascend device",
         ),
         (
             ["2", "--config", "run.yaml", "--data.kind", "image_folder", "--data.path", "nowhere"],
@@ -119,8 +119,8 @@ def test_a_port_that_is_taken_is_named(folder, capsys):
 
 
 @pytest.fixture
-def two_cards(folder, monkeypatch):
-    """A machine with two Ascend cards, as far as the launcher looks."""
+def two_devices(folder, monkeypatch):
+    """A machine with two Ascend devices, as far as the launcher looks."""
     (folder / "dev").mkdir()
     for name in ("davinci0", "davinci1", "davinci_manager"):
         (folder / "dev" / name).touch()
@@ -130,13 +130,13 @@ def two_cards(folder, monkeypatch):
     monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
 
 
-def test_more_ranks_than_devices(two_cards, capsys):
+def test_more_ranks_than_devices(two_devices, capsys):
     assert refused(["3", "--config", "run.yaml"], capsys).startswith(
-        "error: CARDS: 3 asked for, this machine has 2 that may be used"
+        "error: DEVICES: 3 asked for, this machine has 2 that may be used"
     )
 
 
-def test_devices_that_may_not_be_used_do_not_count(two_cards, monkeypatch):
+def test_devices_that_may_not_be_used_do_not_count(two_devices, monkeypatch):
     assert launch.ascend_devices() == [0, 1]
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "1")
     assert launch.ascend_devices() == [1]
@@ -148,31 +148,31 @@ def test_devices_that_may_not_be_used_do_not_count(two_cards, monkeypatch):
         ("nowhere.json", 2, "nowhere.json: the rank table cannot be read (No such file or directory)"),
         ("text.json", 2, "text.json: the rank table is not JSON"),
         ("notes.json", 2, "notes.json: not a rank table of version 1.0"),
-        ("two.json", 1, "two.json: server 0 of the rank table has 2 cards, the run 1 on each server"),
-        ("card.json", 2, "card.json: server 0 of the rank table has the same device_id twice"),
+        ("two.json", 1, "two.json: server 0 of the rank table has 2 devices, the run 1 on each server"),
+        ("device.json", 2, "device.json: server 0 of the rank table has the same device_id twice"),
         ("seven.json", 2, "seven.json: the rank table has device_id 7, this machine has 0, 1"),
         ("huge.json", 2, "huge.json: not a rank table of version 1.0 (OverflowError"),
         ("twice.json", 2, "twice.json: the ranks of the rank table are not 0 to 1, each once"),
     ],
 )
-def test_a_bad_rank_table_is_one_line(two_cards, name, count, expected, capsys):
+def test_a_bad_rank_table_is_one_line(two_devices, name, count, expected, capsys):
     assert refused(["--rank_table", name, str(count), "--config", "run.yaml"], capsys).startswith(f"error: {expected}")
 
 
-def test_a_rank_table_gives_each_server_its_cards_by_rank(tmp_path):
+def test_a_rank_table_gives_each_server_its_devices_by_rank(tmp_path):
     path = tmp_path / "table.json"
     path.write_text(table([(1, 3), (0, 2)], [(4, 0), (5, 1)]))
-    assert cards_of(path, 0, 2, 2) == [Card(0, 2), Card(1, 3)]
-    assert cards_of(path, 1, 2, 2) == [Card(4, 0), Card(5, 1)]
+    assert devices_of(path, 0, 2, 2) == [Device(0, 2), Device(1, 3)]
+    assert devices_of(path, 1, 2, 2) == [Device(4, 0), Device(5, 1)]
     with pytest.raises(UsageError, match="has 2 servers, the run 1; set --nnodes 2"):
-        cards_of(path, 0, 1, 2)
+        devices_of(path, 0, 1, 2)
 
 
 def test_a_start_by_rank_table_sets_what_mindspore_reads(tmp_path, monkeypatch, capsys):
     show = "import os; print({k: os.environ[k] for k in ('RANK_TABLE_FILE', 'RANK_ID', 'RANK_SIZE', 'DEVICE_ID')})"
     monkeypatch.setattr(launch, "command", lambda options: ["-c", show + "; import time; time.sleep(0.5)"])
-    options = argparse.Namespace(nnodes=2, cards=2, rank_table=str(tmp_path / "table.json"))
-    launch.start_directly(options, [Card(4, 2), Card(5, 3)], tmp_path)
+    options = argparse.Namespace(nnodes=2, devices=2, rank_table=str(tmp_path / "table.json"))
+    launch.start_directly(options, [Device(4, 2), Device(5, 3)], tmp_path)
     ranks = [member for member in members(tmp_path) if member.rank is not None]
     assert [member.rank for member in ranks] == [2, 3] and Job(ranks, None).follow() == 0
     expected = {"RANK_TABLE_FILE": str(tmp_path / "table.json"), "RANK_ID": "3", "RANK_SIZE": "4", "DEVICE_ID": "5"}

@@ -56,7 +56,7 @@ def test_training_prints_both_forwards_and_writes_its_folder(trained):
     assert (run_folder / "summary.txt").read_text() in printed
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [(r["epoch"], r["trained"]) for r in records] == [(1, "dense"), (2, "routed"), (3, "routed")]
-    assert all({"dense", "routed"} == set(r["val"]) and r["val"]["dense"]["pictures"] == 50 for r in records)
+    assert all({"dense", "routed"} == set(r["val"]) and r["val"]["dense"]["images"] == 50 for r in records)
     assert "dense" in printed and "routed" in printed and "x the images/s" in printed
     assert "\r" not in printed  # plain lines when piped
     for name in ("curves.png", "bypassed.png"):
@@ -148,8 +148,8 @@ def test_eval_refuses_wrong_words(trained, capsys, words, message):
     [
         (["--config", "nowhere.yaml"], 2, "nowhere.yaml: no such config file"),
         (["--data.kind", "image_folder", "--data.path", "nowhere"], 2, "is not a folder"),
-        (["--data.batch_size", "1000"], 1, "one update takes 1000 x 1 pictures and the training set has 120"),
-        (["--device", "ascend"], 2, "MindSpore finds no Ascend card"),
+        (["--data.batch_size", "1000"], 1, "one update takes 1000 x 1 images and the training set has 120"),
+        (["--device", "ascend"], 2, "MindSpore finds no Ascend device"),
         (["--runs", "/proc/nowhere"], 2, "the run folder cannot be made"),
     ],
 )
@@ -161,26 +161,26 @@ def test_train_refuses_wrong_words(trained, tmp_path, capsys, words, code, messa
 
 
 @pytest.fixture
-def folder_of_pictures(tmp_path):
-    """Ten classes of noise pictures, three to train on and one to validate each."""
+def folder_of_images(tmp_path):
+    """Ten classes of noise images, three to train on and one to validate each."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 3), ("val", 1)):
         for label in range(10):
-            (tmp_path / "pictures" / split / f"class{label}").mkdir(parents=True)
+            (tmp_path / "images" / split / f"class{label}").mkdir(parents=True)
             for i in range(count):
-                picture = Image.fromarray(rng.integers(0, 256, (40, 36, 3), np.uint8))
-                picture.save(tmp_path / "pictures" / split / f"class{label}" / f"{i}.jpg")
-    return tmp_path / "pictures"
+                image = Image.fromarray(rng.integers(0, 256, (40, 36, 3), np.uint8))
+                image.save(tmp_path / "images" / split / f"class{label}" / f"{i}.jpg")
+    return tmp_path / "images"
 
 
-def test_train_names_a_bad_picture_and_a_wrong_number_of_classes(trained, folder_of_pictures, tmp_path, capsys):
+def test_train_names_a_bad_image_and_a_wrong_number_of_classes(trained, folder_of_images, tmp_path, capsys):
     words = ["--config", str(trained[0] / "tiny.yaml"), "--runs", str(tmp_path / "runs"), "--data.kind", "image_folder"]
-    words += ["--data.path", str(folder_of_pictures), "--data.batch_size", "10"]
+    words += ["--data.path", str(folder_of_images), "--data.batch_size", "10"]
     assert run("train", [*words, "--model.num_classes", "7"]) == 1
     assert "model.num_classes: 7, but" in one_line(capsys)
-    (folder_of_pictures / "train" / "class3" / "1.jpg").write_text("not a picture")
+    (folder_of_images / "train" / "class3" / "1.jpg").write_text("not an image")
     assert run("train", [*words, "--routes", "[]", "--optim.epochs", "1", "--data.broken_share", "0"]) == 1
-    assert "class3/1.jpg: not a picture that can be decoded" in one_line(capsys)
+    assert "class3/1.jpg: not an image that can be decoded" in one_line(capsys)
 
 
 def test_an_unknown_command_is_named():

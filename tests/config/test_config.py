@@ -217,7 +217,7 @@ def test_the_costs_in_a_recipes_header_are_those_of_its_network(path):
         forward_macs(model.shape(), model.patch, model.tokens, model.num_classes, spans) / 1e9
         for spans in ((), config.spans())[: 1 + bool(config.routes)]
     )
-    assert f"{dense:.2f} GMACs a picture" in header
+    assert f"{dense:.2f} GMACs an image" in header
     for after in routed:
         assert f"{after:.2f} after ({dense / after:.2f} x fewer" in header
         dense_share = (config.phases.dense_warmup_epochs + config.phases.dense_cooldown_epochs) / config.optim.epochs
@@ -226,7 +226,7 @@ def test_the_costs_in_a_recipes_header_are_those_of_its_network(path):
 
 
 @pytest.mark.parametrize(
-    "batch, pictures, cards, expected",
+    "batch, images, devices, expected",
     [
         (16, 32, 1, (16, 2)),
         (16, 32, 2, (16, 1)),
@@ -238,17 +238,17 @@ def test_the_costs_in_a_recipes_header_are_those_of_its_network(path):
         (8, 8, 8, (1, 1)),
     ],
 )
-def test_other_cards_share_the_pictures_of_an_update(batch, pictures, cards, expected):
-    config = Config(data={"batch_size": batch}).divided(pictures, cards)
+def test_other_devices_share_the_images_of_an_update(batch, images, devices, expected):
+    config = Config(data={"batch_size": batch}).divided(images, devices)
     assert (config.data.batch_size, config.optim.accumulate) == expected
-    assert config.update_pictures(cards) == pictures
-    assert config.peak_lr(cards) == Config(data={"batch_size": pictures}).peak_lr(1)
+    assert config.update_images(devices) == images
+    assert config.peak_lr(devices) == Config(data={"batch_size": images}).peak_lr(1)
 
 
-def test_cards_that_cannot_share_an_update_are_refused_with_those_that_can():
+def test_devices_that_cannot_share_an_update_are_refused_with_those_that_can():
     with pytest.raises(
         UsageError,
-        match="run: its updates take 1024 pictures, .* 6 cards .*; numbers of cards that can: 1, 2, 4, 8, 16$",
+        match="run: its updates take 1024 images, .* 6 devices .*; numbers of devices that can: 1, 2, 4, 8, 16$",
     ):
         Config().divided(1024, 6)
     with pytest.raises(

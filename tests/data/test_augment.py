@@ -14,12 +14,12 @@ from skipvit.data import augment as module
 from skipvit.data.augment import (
     OPERATIONS,
     Augment,
-    BrokenPicture,
+    BrokenImage,
     Mix,
     decode,
     mix_numbers,
-    training_picture,
-    validation_picture,
+    training_image,
+    validation_image,
 )
 
 RESIZED = Augment(crop="random_resized")
@@ -36,10 +36,10 @@ def gradient(width, height):
     return np.rint(255 * np.stack([red, green, np.full((height, width), 0.5)], -1)).astype(np.uint8)
 
 
-def encoded(picture, kind, **options):
-    picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+def encoded(image, kind, **options):
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -64,7 +64,7 @@ def full(data):
 
 
 def sample(data, size, augment, seed=0):
-    return training_picture(data, size, augment, np.random.default_rng(seed))
+    return training_image(data, size, augment, np.random.default_rng(seed))
 
 
 # Decoding
@@ -74,10 +74,10 @@ def grey(pixels):
     return np.repeat(pixels[..., None], 3, -1)
 
 
-def palette_picture(**info):
-    picture = Image.fromarray(noise(9, 14) % 200, "L").convert("P")
-    picture.putpalette(noise(768, seed=1).tobytes())
-    return encoded(picture, "PNG", **info), noise(768, seed=1).reshape(256, 3)[noise(9, 14) % 200]
+def palette_image(**info):
+    image = Image.fromarray(noise(9, 14) % 200, "L").convert("P")
+    image.putpalette(noise(768, seed=1).tobytes())
+    return encoded(image, "PNG", **info), noise(768, seed=1).reshape(256, 3)[noise(9, 14) % 200]
 
 
 LOSSLESS = {
@@ -89,9 +89,9 @@ LOSSLESS = {
     "1_png": (encoded(Image.fromarray(noise(9, 14) > 127), "PNG"), grey((noise(9, 14) > 127) * 255)),
     "la_png": (encoded(noise(9, 14, 2), "PNG"), grey(noise(9, 14, 2)[..., 0])),
     "rgba_png": (encoded(noise(9, 14, 4), "PNG"), noise(9, 14, 4)[..., :3]),
-    "p_png": palette_picture(),
-    "p_png_one_transparent": palette_picture(transparency=3),
-    "p_png_translucent": palette_picture(transparency=bytes(range(200))),
+    "p_png": palette_image(),
+    "p_png_one_transparent": palette_image(transparency=3),
+    "p_png_translucent": palette_image(transparency=bytes(range(200))),
     "gif_first_frame": (
         encoded(Image.fromarray(noise(9, 14)), "GIF", save_all=True, append_images=[Image.new("L", (14, 9))]),
         grey(noise(9, 14)),
@@ -104,9 +104,9 @@ def test_every_lossless_mode_becomes_its_rgb_values(name):
     data, pixels = LOSSLESS[name]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = decode(data)
-    assert picture.mode == "RGB"
-    assert np.array_equal(np.asarray(picture), pixels)
+        image = decode(data)
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), pixels)
 
 
 @pytest.mark.parametrize(
@@ -141,14 +141,14 @@ def test_sixteen_bits_keep_their_high_byte():
     values = np.random.default_rng(0).integers(0, 65536, (9, 14, 3)).astype(np.uint16)
     one = values[..., 0]
     big_endian = Image.frombytes("I;16B", (14, 9), one.astype(">u2").tobytes())
-    pictures = [Image.fromarray(one), big_endian, Image.fromarray(one.astype(np.int32))]
-    for picture, kind in zip(pictures + pictures[:1], ("PNG", "TIFF", "TIFF", "PPM")):
-        assert np.array_equal(np.asarray(decode(encoded(picture, kind))), grey(one >> 8)), (picture.mode, kind)
+    images = [Image.fromarray(one), big_endian, Image.fromarray(one.astype(np.int32))]
+    for image, kind in zip(images + images[:1], ("PNG", "TIFF", "TIFF", "PPM")):
+        assert np.array_equal(np.asarray(decode(encoded(image, kind))), grey(one >> 8)), (image.mode, kind)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     assert np.array_equal(np.asarray(decode(rgb_png(14, 9, 16, rows))), values >> 8)
 
 
-def test_an_array_is_its_own_picture_and_a_flat_one_is_a_file():
+def test_an_array_is_its_own_image_and_a_flat_one_is_a_file():
     pixels, data = LOSSLESS["rgb_png"][1], LOSSLESS["rgb_png"][0]
     assert np.array_equal(np.asarray(decode(pixels)), pixels)
     assert np.array_equal(np.asarray(decode(np.frombuffer(data, np.uint8))), pixels)
@@ -199,11 +199,11 @@ def test_broken_exactly_where_pillow_fails(kind, damage):
             data = data[:at]
         else:
             data[max(at, 40) : max(at, 40) + 4] = rng.bytes(4)  # after WebP's sizes, which could claim a gigabyte
-        for use in (decode, lambda data: sample(data, 8, RESIZED), lambda data: validation_picture(data, 8, 0.9)):
+        for use in (decode, lambda data: sample(data, 8, RESIZED), lambda data: validation_image(data, 8, 0.9)):
             try:
                 use(bytes(data))
                 assert not fails(bytes(data))
-            except BrokenPicture as error:
+            except BrokenImage as error:
                 assert fails(bytes(data))
                 assert str(error) and "\n" not in str(error) and "object at" not in str(error)
                 broken += 1
@@ -211,25 +211,25 @@ def test_broken_exactly_where_pillow_fails(kind, damage):
 
 
 def test_reasons_are_one_line():
-    reasons = {b"": "empty file", b"no picture": "cannot identify image file"}
+    reasons = {b"": "empty file", b"no image": "cannot identify image file"}
     for data, reason in reasons.items():
-        with pytest.raises(BrokenPicture) as error:
+        with pytest.raises(BrokenImage) as error:
             decode(data)
         assert str(error.value) == reason
-    with pytest.raises(BrokenPicture, match="exceeds limit of 500000000 pixels"):
+    with pytest.raises(BrokenImage, match="exceeds limit of 500000000 pixels"):
         decode(rgb_png(25_000, 20_001, 8, b""))
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory when reading image file")])
-def test_a_lack_of_memory_is_not_the_pictures_fault(monkeypatch, error):
+def test_a_lack_of_memory_is_not_the_images_fault(monkeypatch, error):
     def fail(*arguments):
         raise error
 
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(MemoryError):
-        decode(b"picture")
+        decode(b"image")
     with pytest.raises(MemoryError):
-        sample(b"picture", 8, RESIZED)
+        sample(b"image", 8, RESIZED)
 
 
 # Decoding at a part of the size
@@ -258,13 +258,13 @@ def test_only_a_jpeg_is_decoded_smaller():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_scale_of_decoding_changes_neither_the_crop_nor_its_resolution(monkeypatch, orientation):
-    """Odd sides, so that the last pixel of a smaller picture covers less than the others."""
+    """Odd sides, so that the last pixel of a smaller image covers less than the others."""
     data, used = encoded(waves(1597, 1203), "JPEG", quality=95, subsampling=0, exif=turned(orientation)), []
     upright, resize = full(data), Image.Image.resize
 
-    def spy(picture, size, resample, box):
-        used.append((picture.size, box))
-        return resize(picture, size, resample, box)
+    def spy(image, size, resample, box):
+        used.append((image.size, box))
+        return resize(image, size, resample, box)
 
     monkeypatch.setattr(Image.Image, "resize", spy)
     for seed in range(12):
@@ -276,7 +276,7 @@ def test_the_scale_of_decoding_changes_neither_the_crop_nor_its_resolution(monke
     assert {width for (width, _), _ in used} >= {200, 400}  # really at an eighth and at a quarter
 
 
-def test_without_a_crop_the_whole_picture_becomes_the_square():
+def test_without_a_crop_the_whole_image_becomes_the_square():
     data = encoded(gradient(1600, 1200), "JPEG", quality=95, subsampling=0)
     reference = np.asarray(full(data).resize((64, 64), Image.Resampling.BICUBIC))
     assert np.abs(sample(data, 64, Augment()).astype(int) - reference).max() <= 3
@@ -314,7 +314,7 @@ def test_crop_boxes_have_the_areas_and_aspects_of_imagenet():
     ],
 )
 def test_where_no_box_fits_the_centre_is_taken(size, box):
-    """All of the area: only a picture of an allowed aspect has such a box."""
+    """All of the area: only an image of an allowed aspect has such a box."""
     assert module._crop_box(*size, (1.0, 1.0), np.random.default_rng(0)) == box
 
 
@@ -338,8 +338,8 @@ def test_a_padded_crop_is_every_shift_by_up_to_an_eighth():
 def test_hflip_mirrors_with_its_probability():
     pixels = noise(8, 8, 3)
     seen = [sample(pixels, 8, Augment(hflip=0.3), seed) for seed in range(1000)]
-    mirrored = [np.array_equal(picture, pixels[:, ::-1]) for picture in seen]
-    assert all(flip or np.array_equal(picture, pixels) for flip, picture in zip(mirrored, seen))
+    mirrored = [np.array_equal(image, pixels[:, ::-1]) for image in seen]
+    assert all(flip or np.array_equal(image, pixels) for flip, image in zip(mirrored, seen))
     assert abs(np.mean(mirrored) - 0.3) < 0.06
     assert np.array_equal(sample(pixels, 8, Augment(hflip=1.0)), pixels[:, ::-1])
 
@@ -356,11 +356,11 @@ def test_the_same_generator_makes_the_same_sample(data, crop):
     before = bytes(data)
     first, second = ([sample(data, 32, augment, [3, epoch, 5]) for epoch in range(20)] for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second))
-    assert len({picture.tobytes() for picture in first}) > 15
+    assert len({image.tobytes() for image in first}) > 15
     assert bytes(data) == before
-    for picture in first:
-        assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
-        assert picture.flags.c_contiguous and picture.flags.owndata and picture.flags.writeable
+    for image in first:
+        assert image.shape == (32, 32, 3) and image.dtype == np.uint8
+        assert image.flags.c_contiguous and image.flags.owndata and image.flags.writeable
 
 
 @pytest.mark.parametrize("crop", ["pad", "random_resized"])
@@ -370,9 +370,9 @@ def test_draws_do_not_depend_on_the_size_of_decoding(monkeypatch, crop):
     for _ in range(2):
         rngs = [np.random.default_rng(seed) for seed in range(20)]
         for rng in rngs:
-            training_picture(data, 32, augment, rng)
+            training_image(data, 32, augment, rng)
         states.append([rng.bit_generator.state for rng in rngs])
-        monkeypatch.setattr(module, "_draft", lambda picture, smallest: 1)
+        monkeypatch.setattr(module, "_draft", lambda image, smallest: 1)
     assert states[0] == states[1]
 
 
@@ -432,8 +432,8 @@ def test_posterize_to_no_bits_is_black():
 
 @pytest.mark.parametrize("rng, sign", [(PLUS, 1), (MINUS, -1)])
 @pytest.mark.parametrize("magnitude", [0.0, 3.0, 9.0, 10.0])
-def test_enhancements_blend_with_their_neutral_picture(magnitude, rng, sign):
-    """factor * picture + (1 - factor) * neutral, with factors from 0.1 to 1.9; Pillow cuts off or rounds: one level."""
+def test_enhancements_blend_with_their_neutral_image(magnitude, rng, sign):
+    """factor * image + (1 - factor) * neutral, with factors from 0.1 to 1.9; Pillow cuts off or rounds: one level."""
     pixels = noise(40, 30, 3)
     factor = max(0.1, 1 + sign * 0.9 * magnitude / 10)
     luma = pixels @ np.array([0.299, 0.587, 0.114])
@@ -507,7 +507,7 @@ def record(monkeypatch):
     calls = []
 
     def noting(name):
-        return lambda picture, magnitude, rng: calls.append((name, magnitude)) or picture
+        return lambda image, magnitude, rng: calls.append((name, magnitude)) or image
 
     monkeypatch.setattr(module, "OPERATIONS", {name: noting(name) for name in OPERATIONS})
     return calls
@@ -549,12 +549,12 @@ def test_color_jitter_draws_factors_and_order(monkeypatch):
     for name in ("Brightness", "Contrast", "Color"):
 
         class Spy:
-            def __init__(self, picture, name=name):
-                self.picture, self.name = picture, name
+            def __init__(self, image, name=name):
+                self.image, self.name = image, name
 
             def enhance(self, factor):
                 calls.append((self.name, factor))
-                return self.picture
+                return self.image
 
         monkeypatch.setattr(ImageEnhance, name, Spy)
     for seed in range(600):
@@ -568,7 +568,7 @@ def test_color_jitter_draws_factors_and_order(monkeypatch):
         assert abs(factors.mean() - 1) < 0.04
 
 
-def test_color_jitter_scales_a_grey_picture():
+def test_color_jitter_scales_a_grey_image():
     """Only brightness shows on one grey."""
     values = np.array(
         [sample(np.full((4, 4, 3), 100, np.uint8), 4, Augment(color_jitter=0.4), seed) for seed in range(300)]
@@ -580,12 +580,12 @@ def test_color_jitter_scales_a_grey_picture():
 def erased(size, augment, seeds):
     """Rectangles as (top, bottom, left, right), and the values in them."""
     for seed in seeds:
-        picture = sample(np.zeros((size, size, 3), np.uint8), size, augment, seed)
-        rows, columns = picture.any((1, 2)), picture.any((0, 2))
+        image = sample(np.zeros((size, size, 3), np.uint8), size, augment, seed)
+        rows, columns = image.any((1, 2)), image.any((0, 2))
         if rows.any():
             top, left = rows.argmax(), columns.argmax()
             bottom, right = size - rows[::-1].argmax(), size - columns[::-1].argmax()
-            yield (top, bottom, left, right), picture[top:bottom, left:right]
+            yield (top, bottom, left, right), image[top:bottom, left:right]
 
 
 def test_random_erasing_fills_a_rectangle_with_imagenets_noise():
@@ -632,7 +632,7 @@ def bicubic(pixels, count):
     "width, height, size, crop",
     [(91, 60, 32, 0.875), (60, 91, 32, 0.875), (40, 53, 64, 0.95), (50, 50, 32, 1.0), (33, 200, 24, 0.9)],
 )
-def test_validation_is_the_centre_of_the_resized_picture(width, height, size, crop):
+def test_validation_is_the_centre_of_the_resized_image(width, height, size, crop):
     pixels = (noise(height, width, 3) // 2 + gradient(width, height) // 3).astype(np.uint8)
     short = round(size / crop)
     new_width, new_height = (
@@ -643,20 +643,20 @@ def test_validation_is_the_centre_of_the_resized_picture(width, height, size, cr
     top, left = int(round((new_height - size) / 2.0)), int(round((new_width - size) / 2.0))
     reference = resized[top : top + size, left : left + size]
     for data in (pixels, encoded(pixels, "PNG")):
-        picture = validation_picture(data, size, crop)
-        assert picture.shape == (size, size, 3) and picture.dtype == np.uint8
-        assert np.abs(picture - reference).max() <= 1
+        image = validation_image(data, size, crop)
+        assert image.shape == (size, size, 3) and image.dtype == np.uint8
+        assert np.abs(image - reference).max() <= 1
 
 
 def test_validation_decodes_in_full():
     data = encoded(noise(600, 800, 3), "JPEG", quality=95)
     reference = full(data).resize((48, 36), Image.Resampling.BICUBIC).crop((8, 2, 40, 34))
-    assert np.array_equal(validation_picture(data, 32, 0.89), np.asarray(reference))
+    assert np.array_equal(validation_image(data, 32, 0.89), np.asarray(reference))
 
 
 def test_validation_of_a_square_of_the_size_is_itself():
     pixels = noise(32, 32, 3)
-    result = validation_picture(pixels, 32, 1.0)
+    result = validation_image(pixels, 32, 1.0)
     assert np.array_equal(result, pixels) and not np.shares_memory(result, pixels)
 
 

@@ -1,4 +1,4 @@
-"""The built-in pictures: reproducible, balanced, and told apart by the object's shape alone."""
+"""The built-in images: reproducible, balanced, and told apart by the object's shape alone."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ def val():
     return generate(2000, seed=7, split="val")
 
 
-def fields(pictures):
-    return pictures.images, pictures.labels, pictures.masks, pictures.backgrounds
+def fields(images):
+    return images.images, images.labels, images.masks, images.backgrounds
 
 
 def standardised(known, new):
@@ -47,7 +47,7 @@ def nearest(known, labels, new, new_labels):
 
 
 def chance_bound(count):
-    """Four standard deviations over chance for the accuracy on `count` pictures."""
+    """Four standard deviations over chance for the accuracy on `count` images."""
     return CHANCE + 4 * np.sqrt(CHANCE * (1 - CHANCE) / count)
 
 
@@ -61,19 +61,19 @@ def boxes(masks):
 
 
 def centred(masks):
-    """Masks moved so that their box's middle is the picture's middle."""
+    """Masks moved so that their box's middle is the image's middle."""
     top, bottom, left, right = boxes(masks).T
     shifts = zip(15 - (top + bottom) // 2, 15 - (left + right) // 2)
     return np.stack([np.roll(mask, shift, (0, 1)) for mask, shift in zip(masks, shifts)])
 
 
 def test_fields_have_the_stated_types(train):
-    for pictures in (train, generate(0, seed=7, split="train")):
-        n = len(pictures.labels)
-        assert (pictures.images.dtype, pictures.images.shape) == (np.uint8, (n, 32, 32, 3))
-        assert (pictures.labels.dtype, pictures.labels.shape) == (np.int32, (n,))
-        assert (pictures.masks.dtype, pictures.masks.shape) == (bool, (n, 32, 32))
-        assert (pictures.backgrounds.dtype, pictures.backgrounds.shape) == (np.uint8, (n, 32, 32, 3))
+    for images in (train, generate(0, seed=7, split="train")):
+        n = len(images.labels)
+        assert (images.images.dtype, images.images.shape) == (np.uint8, (n, 32, 32, 3))
+        assert (images.labels.dtype, images.labels.shape) == (np.int32, (n,))
+        assert (images.masks.dtype, images.masks.shape) == (bool, (n, 32, 32))
+        assert (images.backgrounds.dtype, images.backgrounds.shape) == (np.uint8, (n, 32, 32, 3))
     assert len(set(CLASSES)) == len(CLASSES) >= 10
 
 
@@ -85,10 +85,10 @@ def test_a_shorter_set_is_a_prefix_of_a_longer_one(split, train, val):
             np.testing.assert_array_equal(short, long[:count])
 
 
-def test_splits_and_seeds_share_no_picture(train, val):
+def test_splits_and_seeds_share_no_image(train, val):
     sets = train, val, generate(200, seed=8, split="train"), generate(200, seed=8, split="val")
     for kind in ("images", "backgrounds"):
-        every = [picture.tobytes() for pictures in sets for picture in getattr(pictures, kind)]
+        every = [image.tobytes() for images in sets for image in getattr(images, kind)]
         assert len(set(every)) == len(every) == 6400
     assert (train.labels[:200] != sets[2].labels).any()
 
@@ -135,8 +135,8 @@ def test_mask_is_one_piece(train):
 
 def test_object_stands_out_from_its_surroundings(train):
     luma = train.images @ LUMA
-    inside = np.array([np.percentile(picture[mask], 80) for picture, mask in zip(luma, train.masks)])
-    outside = np.array([np.percentile(picture[~mask], 80) for picture, mask in zip(luma, train.masks)])
+    inside = np.array([np.percentile(image[mask], 80) for image, mask in zip(luma, train.masks)])
+    outside = np.array([np.percentile(image[~mask], 80) for image, mask in zip(luma, train.masks)])
     assert np.percentile(inside - outside, 1) > 50
 
 
@@ -165,12 +165,12 @@ def test_pixels_alone_are_not_trivially_separable(train, val):
 
 
 def test_colour_and_place_do_not_tell_the_class(train, val):
-    def colour(pictures):  # of the object's brightest pixel: thin parts blend with the background elsewhere
-        luma = np.where(pictures.masks, pictures.images @ LUMA, -1).reshape(len(pictures.labels), -1)
-        return pictures.images.reshape(len(luma), -1, 3)[np.arange(len(luma)), luma.argmax(1)]
+    def colour(images):  # of the object's brightest pixel: thin parts blend with the background elsewhere
+        luma = np.where(images.masks, images.images @ LUMA, -1).reshape(len(images.labels), -1)
+        return images.images.reshape(len(luma), -1, 3)[np.arange(len(luma)), luma.argmax(1)]
 
-    def place(pictures):
-        top, bottom, left, right = boxes(pictures.masks).T
+    def place(images):
+        top, bottom, left, right = boxes(images.masks).T
         return np.stack([top + bottom, left + right], 1)
 
     for feature in (colour, place):

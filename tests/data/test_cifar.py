@@ -22,10 +22,10 @@ FILES = {
 META = {"cifar10": "batches.meta.txt", "cifar100": "fine_label_names.txt"}
 
 
-def record(kind: str, picture: np.ndarray, label: int) -> bytes:
+def record(kind: str, image: np.ndarray, label: int) -> bytes:
     """A record: label (CIFAR-100: coarse, fine), then all of red row by row, all of green, all of blue."""
     head = [label] if kind == "cifar10" else [label // 5, label]
-    planes = [picture[row, column, channel] for channel in range(3) for row in range(32) for column in range(32)]
+    planes = [image[row, column, channel] for channel in range(3) for row in range(32) for column in range(32)]
     return bytes(head) + bytes(planes)
 
 
@@ -40,10 +40,10 @@ def made(request, tmp_path):
     for split in ("train", "val"):
         images, labels = [], []
         for k, file in enumerate(FILES[kind, split]):
-            pictures = rng.integers(0, 256, (2 + k, 32, 32, 3), np.uint8)
+            samples = rng.integers(0, 256, (2 + k, 32, 32, 3), np.uint8)
             numbers = rng.integers(0, len(NAMES[kind]), 2 + k)
-            (folder / file).write_bytes(b"".join(record(kind, *pair) for pair in zip(pictures, numbers)))
-            images.append(pictures)
+            (folder / file).write_bytes(b"".join(record(kind, *pair) for pair in zip(samples, numbers)))
+            images.append(samples)
             labels.append(numbers)
         truth[split] = np.concatenate(images), np.concatenate(labels)
     return kind, folder, truth
@@ -51,7 +51,7 @@ def made(request, tmp_path):
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("above", [False, True])
-def test_pictures_labels_and_names(made, split, above):
+def test_images_labels_and_names(made, split, above):
     kind, folder, truth = made
     source = open_cifar(folder.parent if above else folder, kind, split)
     images, labels = truth[split]

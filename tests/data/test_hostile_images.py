@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 )  # Pillow's; the commands as such must be silent, see below
 TRAIN = Path(__file__).parents[2] / "train.py"
 CLASSES = ("cat", "dog", "owl")
-PICTURES = 400  # of them 200 hostile; whole batches, so that an epoch leaves none out
+IMAGES = 400  # of them 200 hostile; whole batches, so that an epoch leaves none out
 CONFIG = {
     "name": "run",
     "model": {"size": "tiny", "width": 16, "depth": 2, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 3},
@@ -49,10 +49,10 @@ def write(folder, files):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Both splits, and the paths of the pictures of each that Pillow cannot decode."""
+    """Both splits, and the paths of the images of each that Pillow cannot decode."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("hostile")
     files = hostile(rng) | unusual(rng)
-    good = {f"good_{i}.jpg": encoded(scene(rng), "JPEG") for i in range(PICTURES - len(files))}
+    good = {f"good_{i}.jpg": encoded(scene(rng), "JPEG") for i in range(IMAGES - len(files))}
     write(folder / "train", files | good)
     few = {
         name: content for name, content in files.items() if name.split(".")[0] in ("cut_3", "empty_1", "rgba", "strip")
@@ -79,14 +79,14 @@ def trained(data, tmp_path_factory):
 
 
 def lists(run_folder):
-    """(path, reason) of every line of the lists of broken pictures."""
+    """(path, reason) of every line of the lists of broken images."""
     lines = [
         line for path in run_folder.glob("broken_images*.txt") for line in path.read_text(encoding="utf-8").splitlines()
     ]
     return [tuple(line.split("\t")) for line in lines]
 
 
-def test_training_goes_through_and_lists_exactly_the_broken_pictures(data, trained):
+def test_training_goes_through_and_lists_exactly_the_broken_images(data, trained):
     folder, code, _ = trained
     broken = data[1]
     assert code == 0
@@ -99,11 +99,11 @@ def test_training_goes_through_and_lists_exactly_the_broken_pictures(data, train
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["broken_images"] for record in records if "epoch" in record] == [len(broken["train"])] * 2
     good = len(list((data[0] / "val").glob("*/*"))) - len(broken["val"])
-    assert records[-1]["val"]["dense"]["pictures"] == good
+    assert records[-1]["val"]["dense"]["images"] == good
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_after_a_resume_a_split_counts_its_own_broken_pictures(data, trained, split):
+def test_after_a_resume_a_split_counts_its_own_broken_images(data, trained, split):
     """A limit is a share of one split: what the other has lost is not held against it."""
     folder, _, config = trained
     listing = folder / "broken_images.txt"
@@ -130,42 +130,42 @@ def test_too_many_end_the_run_with_one_line_that_names_a_file(data, trained, sha
     result = subprocess.run([sys.executable, *map(str, [TRAIN, *words])], capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
-    path = line.removeprefix("error: ").split(": not a picture")[0]
+    path = line.removeprefix("error: ").split(": not an image")[0]
     assert path in data[1]["train"] and "data.broken_share" in line
     assert "Traceback" not in result.stdout
 
 
-def test_training_sees_every_good_picture_once_and_others_in_place_of_the_broken_ones(data):
+def test_training_sees_every_good_image_once_and_others_in_place_of_the_broken_ones(data):
     source = open_split(data[0], "train")
-    assert len(source) == PICTURES
-    numbered = Subset(source, list(range(PICTURES)))
-    numbered.labels = np.arange(PICTURES, dtype=np.int32)  # the label says which picture it is
-    augment, broken = Augment("random_resized"), Broken(PICTURES, 0.5)
+    assert len(source) == IMAGES
+    numbered = Subset(source, list(range(IMAGES)))
+    numbered.labels = np.arange(IMAGES, dtype=np.int32)  # the label says which image it is
+    augment, broken = Augment("random_resized"), Broken(IMAGES, 0.5)
     batches = Batches(numbered, 16, 32, 1, True, seed=0, augment=augment, workers=2, broken=broken)
     seen = np.concatenate([labels for _, labels, _, _ in batches])
-    bad = np.array([source.name(i) in data[1]["train"] for i in range(PICTURES)])
+    bad = np.array([source.name(i) in data[1]["train"] for i in range(IMAGES)])
     assert batches.broken.names == data[1]["train"]
-    # A picture comes once, and once more for each of the broken ones just before it.
-    expected = np.zeros(PICTURES, int)
-    for i in range(PICTURES):
+    # An image comes once, and once more for each of the broken ones just before it.
+    expected = np.zeros(IMAGES, int)
+    for i in range(IMAGES):
         while bad[i]:
-            i = (i + 1) % PICTURES
+            i = (i + 1) % IMAGES
         expected[i] += 1
-    assert np.array_equal(np.bincount(seen, minlength=PICTURES), expected)
+    assert np.array_equal(np.bincount(seen, minlength=IMAGES), expected)
     assert (expected[~bad] >= 1).all() and not expected[bad].any()
 
 
 @pytest.mark.parametrize("name", list(unusual(np.random.default_rng(0))))
-def test_an_unusual_picture_is_as_pillow_converts_it(data, name):
+def test_an_unusual_image_is_as_pillow_converts_it(data, name):
     (path,) = (data[0] / "train").glob(f"*/{name}")
-    picture = Image.open(path)
+    image = Image.open(path)
     if name == "sixteen.png":
-        expected = np.repeat((np.asarray(picture) >> 8)[..., None], 3, -1)
+        expected = np.repeat((np.asarray(image) >> 8)[..., None], 3, -1)
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+            expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     found = decode(path.read_bytes())
     assert found.mode == "RGB" and np.array_equal(np.asarray(found), expected)
     if name == "turned.jpg":
-        assert found.size == picture.size[::-1]
+        assert found.size == image.size[::-1]

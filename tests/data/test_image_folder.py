@@ -13,7 +13,7 @@ from skipvit.data import image_folder
 from skipvit.data.image_folder import open_split, refuse_other_classes
 from skipvit.util.errors import RunError, UsageError
 
-PICTURES = {
+IMAGES = {
     "n02": ["b.JPEG", "a.jpg", "B.png", "é.gif", "10.webp", "9.tiff"],
     "n01": ["x_1.jpeg", "x_10.JPG", "x_2.TIF"],
     "with space": ["z.bmp"],
@@ -23,7 +23,7 @@ SUFFIXES = ("jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp", "gif")
 
 @pytest.fixture
 def data(tmp_path):
-    for name, files in PICTURES.items():
+    for name, files in IMAGES.items():
         folder = tmp_path / "data" / "train" / name
         folder.mkdir(parents=True)
         for file in [*files, ".hidden.jpg", "notes.txt", "jpg"]:
@@ -49,7 +49,7 @@ def scanned(monkeypatch):
 
 
 def walked(root: Path) -> list[tuple[str, str]]:
-    """(class, path) of every picture, by os.walk."""
+    """(class, path) of every image, by os.walk."""
     found = []
     for folder, _, files in os.walk(root, followlinks=True):
         name = os.path.basename(folder)
@@ -80,7 +80,7 @@ def test_lists_what_a_walk_finds_and_reads_it(data):
     assert source.relative(1) == "n01/x_10.JPG" and source.read(1) == b"n01/x_10.JPG"
 
 
-def test_symlinked_classes_and_pictures(data, tmp_path):
+def test_symlinked_classes_and_images(data, tmp_path):
     (data / "train" / "n02").rename(tmp_path / "elsewhere")
     (data / "train" / "n02").symlink_to(tmp_path / "elsewhere")
     (data / "train" / "n01" / "link.png").symlink_to(tmp_path / "elsewhere" / "a.jpg")
@@ -99,7 +99,7 @@ def test_names_that_are_not_utf8(data, tmp_path):
     assert b"latin" in [source.read(i) for i in range(len(source))]
 
 
-def test_a_picture_that_is_gone_raises_oserror_with_its_path(data):
+def test_a_image_that_is_gone_raises_oserror_with_its_path(data):
     source = open_split(data, "train")
     os.unlink(source.name(2))
     with pytest.raises(OSError) as error:
@@ -266,7 +266,7 @@ def test_refusals(data, tmp_path):
         open_split(data, "val")
     (data / "train" / "n015").mkdir()
     for index in (None, tmp_path, tmp_path):
-        with pytest.raises(RunError, match=r"n015: no pictures in this class \(\.jpg, .*\.gif\)"):
+        with pytest.raises(RunError, match=r"n015: no images in this class \(\.jpg, .*\.gif\)"):
             open_split(data, "train", index)
 
 

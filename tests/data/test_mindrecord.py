@@ -41,7 +41,7 @@ def make(root: Path, sizes: dict[str, list[int]], seed: int = 0) -> list[tuple[b
 
 
 def of_source(source) -> list[tuple[bytes, int, str]]:
-    """The records by our reader, several threads at a time; the name is taken from what the picture is called."""
+    """The records by our reader, several threads at a time; the name is taken from what the image is called."""
     with ThreadPoolExecutor(4) as pool:
         contents = list(pool.map(source.read, range(len(source))))
     names = [source.name(i).split("(", 1)[1][:-1] for i in range(len(source))]
@@ -76,7 +76,7 @@ def shards_of(out: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """(folder, its training records): 3 classes, 11 pictures, for shards of 4."""
+    """(folder, its training records): 3 classes, 11 images, for shards of 4."""
     folder = tmp_path_factory.mktemp("small")
     records = make(folder / "train", {"b": [100, 5, 300], "a": [1, 2000, 30, 40], "a b": [50, 60, 70, 80]})
     make(folder / "val", {"b": [9], "a": [8], "a b": [7]}, seed=1)
@@ -116,12 +116,12 @@ def test_both_splits_come_back(small, converted, capsys):
         "val_00000.mindrecord",
     ]
     manifest = json.loads((converted / "train.json").read_text())
-    assert [shard["pictures"] for shard in manifest["shards"]] == [4, 4, 3]
-    assert (manifest["pictures"], manifest["shard_size"], manifest["classes"]) == (11, 4, ["a", "a b", "b"])
+    assert [shard["images"] for shard in manifest["shards"]] == [4, 4, 3]
+    assert (manifest["images"], manifest["shard_size"], manifest["classes"]) == (11, 4, ["a", "a b", "b"])
 
 
 def test_many_pages_and_sizes(tmp_path):
-    """Several blob pages of 32 MiB, raw pages between them, and pictures from a byte to 7 MiB in no order."""
+    """Several blob pages of 32 MiB, raw pages between them, and images from a byte to 7 MiB in no order."""
     rng = np.random.default_rng(1)
     sizes = np.concatenate(
         [rng.integers(1, 300, 1500), rng.integers(10_000, 200_000, 300), rng.integers(MEGA, 7 * MEGA, 12)]
@@ -137,15 +137,15 @@ def test_many_pages_and_sizes(tmp_path):
     assert of_file_reader(tmp_path / "out", "train") == records
 
 
-def test_a_picture_larger_than_the_usual_page(tmp_path):
-    """The page grows for it, and a picture fills a page to the last byte."""
+def test_a_image_larger_than_the_usual_page(tmp_path):
+    """The page grows for it, and an image fills a page to the last byte."""
     records = make(tmp_path / "in" / "train", {"a": [10, 32 * MEGA - 8, 7], "b": [10, 32 * MEGA - 7, 11]})
     main([str(tmp_path / "in"), str(tmp_path / "out"), "--split", "train", "--shard_size", "3"])
     assert of_source(open_mindrecord(tmp_path / "out", "train")) == records
     assert of_file_reader(tmp_path / "out", "train") == records
 
 
-def test_empty_and_oversized_pictures_are_refused(tmp_path, monkeypatch):
+def test_empty_and_oversized_images_are_refused(tmp_path, monkeypatch):
     make(tmp_path / "in" / "train", {"a": [10, 200, 30]})
     monkeypatch.setattr(tool, "LARGEST_PAGE", 207)
     with pytest.raises(RunError, match="a_1é.JPEG: 200 bytes are more than a MindRecord file takes"):
@@ -160,7 +160,7 @@ def test_a_finished_conversion_is_kept(small, copy, capsys):
     convert(small, copy)
     assert (
         shards_of(copy) == before
-        and "11 pictures of 3 classes in 3 files, 0 of them written now" in capsys.readouterr().out
+        and "11 images of 3 classes in 3 files, 0 of them written now" in capsys.readouterr().out
     )
 
 
@@ -269,12 +269,12 @@ def test_sigkill_and_resume(tmp_path):
     assert sorted(engine) == sorted(records)
 
 
-def test_other_settings_or_pictures_are_not_mixed_in(small, copy, tmp_path):
+def test_other_settings_or_images_are_not_mixed_in(small, copy, tmp_path):
     with pytest.raises(UsageError, match="out: holds train with --shard_size 4; remove"):
         convert(small, copy, "--shard_size", "5")
     other = Path(shutil.copytree(small[0], tmp_path / "other"))
     (other / "train" / "a" / "more.jpg").write_bytes(b"1")
-    with pytest.raises(UsageError, match="holds train with other pictures"):
+    with pytest.raises(UsageError, match="holds train with other images"):
         convert((other, None), copy)
     (other / "train" / "c").mkdir()
     (other / "train" / "c" / "c.jpg").write_bytes(b"1")
@@ -314,7 +314,7 @@ def test_words_that_cannot_be(small, tmp_path):
             convert(small, out)
 
 
-def test_a_picture_that_cannot_be_read_is_named(small, tmp_path):
+def test_a_image_that_cannot_be_read_is_named(small, tmp_path):
     folder = Path(shutil.copytree(small[0], tmp_path / "in"))
     (folder / "train" / "a" / "gone.jpg").symlink_to(tmp_path / "nowhere")
     with pytest.raises(OSError) as error:
@@ -352,7 +352,7 @@ def test_refused_when_opened(converted, copy, tmp_path):
         os.truncate(copy / name, size - 1)
         refused(RunError, f"{name}: {size - 1} bytes instead of {size}")
         (copy / name).write_bytes(bytes(size))
-        refused(RunError, "train_00001.mindrecord: not a MindRecord file of pictures")
+        refused(RunError, "train_00001.mindrecord: not a MindRecord file of images")
     shutil.copyfile(copy / "train_00000.mindrecord", copy / "train_00002.mindrecord")
     shutil.copyfile(copy / "train_00000.mindrecord.db", copy / "train_00002.mindrecord.db")
     manifest = json.loads((copy / "train.json").read_text())

@@ -1,4 +1,4 @@
-"""Training reads the same pictures from a folder and from the MindRecord files made of it."""
+"""Training reads the same images from a folder and from the MindRecord files made of it."""
 
 import numpy as np
 import pytest
@@ -36,8 +36,8 @@ def test_training_from_mindrecord_ends_with_the_weights_of_training_from_the_fol
         for label in range(10):
             (tmp_path / "folder" / split / f"class{label}").mkdir(parents=True)
             for i in range(count):
-                picture = Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8))
-                picture.save(tmp_path / "folder" / split / f"class{label}" / f"{i}.jpg")
+                image = Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8))
+                image.save(tmp_path / "folder" / split / f"class{label}" / f"{i}.jpg")
     assert run("mindrecord", [str(tmp_path / "folder"), str(tmp_path / "mindrecord"), "--shard_size", "15"]) == 0
     ends = []
     for kind in ("folder", "mindrecord"):

@@ -1,4 +1,4 @@
-"""Order, shards, copies, noise, mixing, padding, threads and broken pictures, against listings made by hand."""
+"""Order, shards, copies, noise, mixing, padding, threads and broken images, against listings made by hand."""
 
 import dataclasses
 import io
@@ -22,7 +22,7 @@ UNMIXED = (1, 0, 0, 0, 0, 1)
 
 
 class Files:
-    """Encoded pictures in memory; the label of each is its index. What is an exception is raised instead of read."""
+    """Encoded images in memory; the label of each is its index. What is an exception is raised instead of read."""
 
     def __init__(self, contents):
         self.contents, self.reads = list(contents), 0
@@ -50,8 +50,8 @@ def encoded(pixels, kind="PNG"):
     return file.getvalue()
 
 
-def pictures(count, side=8):
-    """Pictures in memory that say their own index: every pixel of picture i is i, and so is its label."""
+def samples(count, side=8):
+    """Images in memory that say their own index: every pixel of image i is i, and so is its label."""
     images = np.zeros((count, side, side, 3), np.uint8) + np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
     return Arrays(images, np.arange(count, dtype=np.int32), ("any",))
 
@@ -63,7 +63,7 @@ def photographs(count=26):
 
 def plain_files(count, broken=()):
     """One colour each, which says the index; those of `broken` are text."""
-    return Files(b"no picture" if i in broken else encoded(np.full((9, 12, 3), i * 5, np.uint8)) for i in range(count))
+    return Files(b"no image" if i in broken else encoded(np.full((9, 12, 3), i * 5, np.uint8)) for i in range(count))
 
 
 def batches(source, **changes):
@@ -95,11 +95,11 @@ def read(dataset, passes=1):
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("cards", [1, 2, 8])
-def test_shards_cover_an_epoch_once(cards, accumulate):
-    """98 pictures, 4 a card and step: whole updates of all cards, nothing twice, nothing missing but the rest."""
-    source, update = pictures(98), 4 * cards * accumulate
-    shards = [batches(source, shard=Shard(rank, cards), accumulate=accumulate, epoch=3) for rank in range(cards)]
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_shards_cover_an_epoch_once(devices, accumulate):
+    """98 images, 4 a device and step: whole updates of all devices, nothing twice, nothing missing but the rest."""
+    source, update = samples(98), 4 * devices * accumulate
+    shards = [batches(source, shard=Shard(rank, devices), accumulate=accumulate, epoch=3) for rank in range(devices)]
     seen = [list(shard) for shard in shards]
     assert {len(part) for part in seen} == {98 // update * accumulate} == {shards[0].steps}
     labels = np.concatenate([column(part, "label") for part in seen])
@@ -108,39 +108,41 @@ def test_shards_cover_an_epoch_once(cards, accumulate):
     assert all((column(part, "image")[:, 0, 0, 0] == column(part, "label")).all() for part in seen)
 
 
-@pytest.mark.parametrize("cards", [2, 8])
-def test_a_step_of_all_cards_has_the_pictures_of_one_large_batch(cards):
-    alone = batches(pictures(98), batch_size=32)
-    together = [list(batches(pictures(98), batch_size=32 // cards, shard=Shard(rank, cards))) for rank in range(cards)]
+@pytest.mark.parametrize("devices", [2, 8])
+def test_a_step_of_all_devices_has_the_images_of_one_large_batch(devices):
+    alone = batches(samples(98), batch_size=32)
+    together = [
+        list(batches(samples(98), batch_size=32 // devices, shard=Shard(rank, devices))) for rank in range(devices)
+    ]
     for step, (_, labels, _, _) in enumerate(alone):
         assert sorted(labels) == sorted(label for part in together for label in part[step][1])
 
 
 def test_a_batch_has_its_shapes_and_another_order_in_another_epoch_and_of_another_seed():
-    images, labels, noise, mix = next(iter(batches(pictures(40))))
+    images, labels, noise, mix = next(iter(batches(samples(40))))
     assert (images.dtype, labels.dtype, noise.dtype, mix.dtype) == (np.uint8, np.int32, np.float32, np.float32)
     assert (images.shape, labels.shape, noise.shape, mix.shape) == ((4, 8, 8, 3), (4,), (4, 3), (6,))
-    runs = [batches(pictures(40)), batches(pictures(40), epoch=1), batches(pictures(40), seed=6)]
+    runs = [batches(samples(40)), batches(samples(40), epoch=1), batches(samples(40), seed=6)]
     orders = {tuple(column(run, "label")) for run in runs}
     assert len(orders) == 3 and all(sorted(order) == list(range(40)) for order in orders)
-    assert equal(runs[0], batches(pictures(40)))
+    assert equal(runs[0], batches(samples(40)))
 
 
-def test_every_picture_comes_to_every_place():
-    """The first place of 2000 epochs: ten pictures, 200 times each on average."""
+def test_every_image_comes_to_every_place():
+    """The first place of 2000 epochs: ten images, 200 times each on average."""
     first = Counter(int(Order(10, 4, Shard(), 0, 1, 2).training(epoch)[0][0]) for epoch in range(2000))
     assert len(first) == 10 and 130 < min(first.values()) and max(first.values()) < 270
 
 
-def test_too_few_pictures_for_an_update_is_one_line():
-    with pytest.raises(RunError, match=r"data.batch_size: one update takes 4 x 8 pictures and the training set has 10"):
-        batches(pictures(10), shard=Shard(0, 8))
-    with pytest.raises(RunError, match=r"takes 4 x 1 x 3 pictures and the training set has 11"):
+def test_too_few_images_for_an_update_is_one_line():
+    with pytest.raises(RunError, match=r"data.batch_size: one update takes 4 x 8 images and the training set has 10"):
+        batches(samples(10), shard=Shard(0, 8))
+    with pytest.raises(RunError, match=r"takes 4 x 1 x 3 images and the training set has 11"):
         training_steps(11, 4, Shard(), 3)
     assert training_steps(12, 4, Shard(), 3) == 3 and training_steps(23, 4, Shard(), 3) == 3
 
 
-def test_a_subset_is_these_pictures_in_this_order():
+def test_a_subset_is_these_images_in_this_order():
     subset = Subset(plain_files(9, broken=[7]), [8, 2, 7])
     assert len(subset) == 3 and subset.labels.tolist() == [8, 2, 7] and subset.name(2) == "folder/7.png"
     found = batches(subset, training=False, batch_size=3, broken=Broken(3, 1.0))
@@ -151,20 +153,20 @@ def test_a_subset_is_these_pictures_in_this_order():
 # Repeated augmentation
 
 
-@pytest.mark.parametrize("cards, repeats", [(1, 2), (2, 3), (4, 4), (8, 3)])
-def test_a_chosen_picture_occurs_as_often_as_asked_and_on_different_cards(cards, repeats):
-    source = pictures(98)
-    shards = [batches(source, shard=Shard(rank, cards), repeats=repeats, epoch=1) for rank in range(cards)]
-    assert shards[0].steps == batches(source, shard=Shard(0, cards)).steps
-    cards_of: dict[int, list[int]] = {}
+@pytest.mark.parametrize("devices, repeats", [(1, 2), (2, 3), (4, 4), (8, 3)])
+def test_a_chosen_image_occurs_as_often_as_asked_and_on_different_devices(devices, repeats):
+    source = samples(98)
+    shards = [batches(source, shard=Shard(rank, devices), repeats=repeats, epoch=1) for rank in range(devices)]
+    assert shards[0].steps == batches(source, shard=Shard(0, devices)).steps
+    devices_of: dict[int, list[int]] = {}
     for rank, shard in enumerate(shards):
         for label in column(shard, "label").tolist():
-            cards_of.setdefault(label, []).append(rank)
-    total = shards[0].steps * 4 * cards
-    cut = [label for label, ranks in cards_of.items() if len(ranks) != repeats]
-    assert len(cards_of) == -(-total // repeats) and sum(map(len, cards_of.values())) == total
-    assert len(cut) == bool(total % repeats) and all(len(cards_of[label]) == total % repeats for label in cut)
-    assert all(len(set(ranks)) == min(repeats, cards) for label, ranks in cards_of.items() if label not in cut)
+            devices_of.setdefault(label, []).append(rank)
+    total = shards[0].steps * 4 * devices
+    cut = [label for label, ranks in devices_of.items() if len(ranks) != repeats]
+    assert len(devices_of) == -(-total // repeats) and sum(map(len, devices_of.values())) == total
+    assert len(cut) == bool(total % repeats) and all(len(devices_of[label]) == total % repeats for label in cut)
+    assert all(len(set(ranks)) == min(repeats, devices) for label, ranks in devices_of.items() if label not in cut)
 
 
 def test_copies_are_augmented_each_in_its_own_way():
@@ -203,13 +205,15 @@ def test_an_epoch_entered_at_a_step_is_the_tail_of_the_whole_epoch(workers):
             assert equal(read(entered.dataset())[0], whole[step:])
 
 
-def test_a_picture_is_the_same_whichever_card_and_step_makes_it():
-    """Pixels and noise are those of epoch and picture: neither the number of cards nor the batch size changes them."""
+def test_a_image_is_the_same_whichever_device_and_step_makes_it():
+    """Pixels and noise are those of epoch and image: neither the number of devices nor the batch size changes them."""
     found = []
-    for cards, size in ((1, 4), (2, 4), (2, 3), (8, 3)):
+    for devices, size in ((1, 4), (2, 4), (2, 3), (8, 3)):
         made = {}
-        for rank in range(cards):
-            data = list(batches(photographs(24), shard=Shard(rank, cards), batch_size=size, image_size=16, augment=ALL))
+        for rank in range(devices):
+            data = list(
+                batches(photographs(24), shard=Shard(rank, devices), batch_size=size, image_size=16, augment=ALL)
+            )
             for image, label, noise in zip(*(column(data, name) for name in ("image", "label", "noise"))):
                 made[int(label)] = (image.tobytes(), noise.tobytes())
         assert len(made) == 24
@@ -221,26 +225,26 @@ def test_a_picture_is_the_same_whichever_card_and_step_makes_it():
 
 
 def test_the_passes_of_a_data_set_are_the_epochs_in_turn():
-    data = batches(pictures(40), augment=Augment("pad", hflip=0.5), mix=MIXED)
+    data = batches(samples(40), augment=Augment("pad", hflip=0.5), mix=MIXED)
     for epoch, made in enumerate(read(data.dataset(), passes=3)):
         assert equal(made, data.of_epoch(epoch))
-    for epoch, made in enumerate(read(batches(pictures(40), epoch=7).dataset(), passes=2)):
-        assert equal(made, batches(pictures(40)).of_epoch(7 + epoch))
+    for epoch, made in enumerate(read(batches(samples(40), epoch=7).dataset(), passes=2)):
+        assert equal(made, batches(samples(40)).of_epoch(7 + epoch))
 
 
 def test_asking_a_data_set_for_its_shapes_takes_no_epoch_away():
-    dataset = batches(pictures(40)).dataset()
+    dataset = batches(samples(40)).dataset()
     assert dataset.get_dataset_size() == 10 and dataset.get_col_names() == list(COLUMNS)
     assert dataset.output_shapes() == [[4, 8, 8, 3], [4], [4, 3], [6]]
     for epoch, made in enumerate(read(dataset, passes=2)):
-        assert equal(made, batches(pictures(40)).of_epoch(epoch))
+        assert equal(made, batches(samples(40)).of_epoch(epoch))
 
 
 # Noise and mixing
 
 
-def test_noise_is_uniform_and_each_picture_and_epoch_has_its_own():
-    data = batches(pictures(200), noise_width=50)
+def test_noise_is_uniform_and_each_image_and_epoch_has_its_own():
+    data = batches(samples(200), noise_width=50)
     first, again, other = (column(data.of_epoch(epoch), "noise") for epoch in (0, 0, 1))
     assert np.array_equal(first, again) and not np.isin(first, other).all(1).any()
     assert 0 <= first.min() and first.max() < 1
@@ -251,13 +255,13 @@ def test_noise_is_uniform_and_each_picture_and_epoch_has_its_own():
     assert np.abs(np.corrcoef(first[:100].ravel(), other[:100].ravel())[0, 1]) < 0.07  # 5 / sqrt(5000)
 
 
-def test_mix_numbers_are_those_of_a_step_an_epoch_and_a_card():
+def test_mix_numbers_are_those_of_a_step_an_epoch_and_a_device():
     def numbers(**changes):
-        return [batch[3].tobytes() for batch in batches(pictures(98), mix=Mix(mixup=0.8), **changes)]
+        return [batch[3].tobytes() for batch in batches(samples(98), mix=Mix(mixup=0.8), **changes)]
 
     runs = [numbers(), numbers(epoch=1), numbers(seed=6), numbers(shard=Shard(0, 2)), numbers(shard=Shard(1, 2))]
     assert [len(run) for run in runs] == [24, 24, 24, 12, 12]
-    # Whether the number of cards changes those of the first card is left open.
+    # Whether the number of devices changes those of the first device is left open.
     different = runs[0] + runs[1] + runs[2] + runs[4]
     assert len(set(different)) == len(different)
     assert len(set(runs[3] + runs[4])) == 24
@@ -268,17 +272,17 @@ def test_mix_numbers_are_those_of_a_step_an_epoch_and_a_card():
         numbers(shard=Shard(0, 2)),
         numbers(shard=Shard(1, 2)),
     ]
-    assert all(batch[3].tolist() == list(UNMIXED) for batch in batches(pictures(40)))
+    assert all(batch[3].tolist() == list(UNMIXED) for batch in batches(samples(40)))
 
 
 # Validation
 
 
-@pytest.mark.parametrize("count, cards", [(10, 1), (10, 2), (3, 2), (16, 2), (1, 8)])
-def test_validation_shows_everything_once_and_pads_to_whole_batches(count, cards):
-    shards = [batches(pictures(count), training=False, mix=MIXED, shard=Shard(rank, cards)) for rank in range(cards)]
+@pytest.mark.parametrize("count, devices", [(10, 1), (10, 2), (3, 2), (16, 2), (1, 8)])
+def test_validation_shows_everything_once_and_pads_to_whole_batches(count, devices):
+    shards = [batches(samples(count), training=False, mix=MIXED, shard=Shard(rank, devices)) for rank in range(devices)]
     data = [list(shard) for shard in shards]
-    assert {len(part) for part in data} == {-(-count // (4 * cards))} == {shards[0].steps}
+    assert {len(part) for part in data} == {-(-count // (4 * devices))} == {shards[0].steps}
     labels = np.concatenate([column(part, "label") for part in data])
     images = np.concatenate([column(part, "image") for part in data])
     assert sorted(labels[labels != PADDING]) == list(range(count))
@@ -286,12 +290,12 @@ def test_validation_shows_everything_once_and_pads_to_whole_batches(count, cards
         labels == PADDING
     ].any()
     assert all(batch[3].tolist() == list(UNMIXED) for part in data for batch in part)
-    if cards == 1:
+    if devices == 1:
         assert labels.tolist() == [*range(count), *[PADDING] * (-count % 4)]
 
 
-def test_validation_is_the_same_every_time_and_on_any_number_of_cards():
-    source = pictures(10)
+def test_validation_is_the_same_every_time_and_on_any_number_of_devices():
+    source = samples(10)
     alone = batches(source, training=False)
     assert equal(alone, alone) and equal(alone, batches(source, training=False, workers=3, epoch=4))
     noise = dict(zip(column(alone, "label").tolist(), map(bytes, column(alone, "noise"))))
@@ -302,21 +306,21 @@ def test_validation_is_the_same_every_time_and_on_any_number_of_cards():
             for label, row in zip(column(shard, "label"), column(shard, "noise"))
             if label >= 0
         )
-    assert len(set(noise.values())) == 11  # of ten pictures, and the zeros of those that pad
+    assert len(set(noise.values())) == 11  # of ten images, and the zeros of those that pad
 
 
 def test_files_are_cropped_for_validation_and_arrays_are_not():
     pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     of_file = column(batches(Files([encoded(pixels)]), training=False, eval_crop=0.5), "image")[0]
-    assert np.array_equal(of_file, picture.resize((16, 16), Image.Resampling.BICUBIC).crop((4, 4, 12, 12)))
+    assert np.array_equal(of_file, image.resize((16, 16), Image.Resampling.BICUBIC).crop((4, 4, 12, 12)))
     of_array = column(
         batches(Arrays(pixels[None], np.zeros(1, np.int32), ("a",)), training=False, eval_crop=0.5), "image"
     )[0]
-    assert np.array_equal(of_array, picture.resize((8, 8), Image.Resampling.BICUBIC))
+    assert np.array_equal(of_array, image.resize((8, 8), Image.Resampling.BICUBIC))
 
 
-# Broken pictures
+# Broken images
 
 BROKEN = [3, 4, 11]
 
@@ -326,7 +330,7 @@ def listed(path):
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_a_broken_training_picture_is_replaced_by_the_next_good_one(tmp_path, workers):
+def test_a_broken_training_image_is_replaced_by_the_next_good_one(tmp_path, workers):
     path = tmp_path / "broken.txt"
     data = batches(plain_files(12, BROKEN), workers=workers, broken=Broken(12, 0.25, path))
     for epoch in range(3):
@@ -341,7 +345,7 @@ def test_a_broken_training_picture_is_replaced_by_the_next_good_one(tmp_path, wo
     assert sorted(lines) == sorted(f"folder/{i}.png\tcannot identify image file" for i in BROKEN)
 
 
-def test_a_broken_validation_picture_does_not_count(tmp_path):
+def test_a_broken_validation_image_does_not_count(tmp_path):
     path = tmp_path / "broken.txt"
     data = batches(plain_files(14, BROKEN), training=False, workers=2, broken=Broken(14, 0.25, path))
     for _ in range(2):
@@ -351,7 +355,7 @@ def test_a_broken_validation_picture_does_not_count(tmp_path):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_more_broken_pictures_than_the_share_allows_end_the_run(tmp_path, training):
+def test_more_broken_images_than_the_share_allows_end_the_run(tmp_path, training):
     path = tmp_path / "broken.txt"
     data = batches(plain_files(12, [*BROKEN, 7]), training=training, broken=Broken(12, 0.25, path))
     with pytest.raises(RunError) as error:
@@ -362,9 +366,9 @@ def test_more_broken_pictures_than_the_share_allows_end_the_run(tmp_path, traini
 
 
 @pytest.mark.parametrize("share", [0.0, 0.08])
-def test_a_share_of_less_than_one_picture_stops_at_the_first(share):
+def test_a_share_of_less_than_one_image_stops_at_the_first(share):
     with pytest.raises(
-        RunError, match=r"^folder/3.png: not a picture that can be decoded \(cannot identify image file\)"
+        RunError, match=r"^folder/3.png: not an image that can be decoded \(cannot identify image file\)"
     ):
         list(batches(plain_files(12, [3]), broken=Broken(12, share)))
     with pytest.raises(RunError, match=r"folder/3.png: .*data.broken_share"):
@@ -384,11 +388,11 @@ def test_what_is_listed_already_counts(tmp_path):
         list(batches(plain_files(16, [*BROKEN, 7, 9]), broken=Broken(16, 0.25, path)))
 
 
-def test_cards_that_share_a_list_name_a_picture_once(tmp_path):
-    cards = [Broken(100, 0.5, tmp_path / "broken.txt") for _ in range(2)]
+def test_devices_that_share_a_list_name_a_image_once(tmp_path):
+    devices = [Broken(100, 0.5, tmp_path / "broken.txt") for _ in range(2)]
     for name in ("a", "b", "a"):
-        for card in cards:
-            card.add(name, "a reason")
+        for device in devices:
+            device.add(name, "a reason")
     assert (tmp_path / "broken.txt").read_text() == "a\ta reason\nb\ta reason\n"
 
 
@@ -406,7 +410,7 @@ def test_a_name_of_strange_characters_is_listed_on_one_line(tmp_path, name):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_many_threads_list_a_picture_once(tmp_path):
+def test_many_threads_list_a_image_once(tmp_path):
     broken = Broken(1000, 1.0, tmp_path / "broken.txt")
     threads = [threading.Thread(target=lambda: [broken.add(f"{i}", "reason") for i in range(200)]) for _ in range(8)]
     for thread in threads:
@@ -422,7 +426,7 @@ def test_a_list_that_cannot_be_written_stops_nothing(tmp_path):
     assert broken.names == {f"folder/{i}.png" for i in BROKEN}
 
 
-def test_a_file_that_vanishes_is_a_broken_picture(tmp_path):
+def test_a_file_that_vanishes_is_a_broken_image(tmp_path):
     for label, name in enumerate(("cat", "dog")):
         (tmp_path / "train" / name).mkdir(parents=True)
         for i in range(6):
@@ -439,16 +443,16 @@ def test_a_file_that_vanishes_is_a_broken_picture(tmp_path):
     assert listed(path) == {missing: "No such file or directory", folder: "Is a directory"}
 
 
-def test_all_pictures_broken(tmp_path):
+def test_all_images_broken(tmp_path):
     source = plain_files(8, range(8))
-    with pytest.raises(RunError, match="^no picture of the training set can be decoded$"):
+    with pytest.raises(RunError, match="^no image of the training set can be decoded$"):
         list(batches(source, broken=Broken(8, 1.0)))
     assert (column(batches(source, training=False, broken=Broken(8, 1.0)), "label") == PADDING).all()
     with pytest.raises(RunError, match="allows 4"):
         list(batches(source, broken=Broken(8, 0.5)))
 
 
-def test_a_lack_of_memory_is_no_broken_picture(tmp_path):
+def test_a_lack_of_memory_is_no_broken_image(tmp_path):
     source = plain_files(12)
     source.contents[5] = MemoryError("no memory left")
     data = batches(source, broken=Broken(12, 1.0, tmp_path / "broken.txt"))
@@ -462,8 +466,8 @@ def test_why_a_step_failed_is_known_although_the_engine_hands_on_a_text():
     with pytest.raises(RuntimeError) as error:
         read(data.dataset())
     reason = data.explain(error.value)
-    assert isinstance(reason, RunError) and str(reason).startswith("folder/3.png: not a picture that can be decoded")
-    other = batches(pictures(12)).explain(
+    assert isinstance(reason, RunError) and str(reason).startswith("folder/3.png: not an image that can be decoded")
+    other = batches(samples(12)).explain(
         RuntimeError("----------\n- What happened\n----------\nmatmul  broke\n" + "x" * 500)
     )
     assert isinstance(other, RunError) and "\n" not in str(other) and len(str(other)) < 500
@@ -511,6 +515,6 @@ def test_threads_read_only_a_little_ahead(workers):
 
 def test_settings_can_be_replaced():
     """As the commands do for another split or another number of threads: steps and order follow."""
-    data = batches(pictures(40))
-    smaller = dataclasses.replace(data, batch_size=2, source=pictures(30))
+    data = batches(samples(40))
+    smaller = dataclasses.replace(data, batch_size=2, source=samples(30))
     assert (data.steps, smaller.steps) == (10, 15) and len(list(smaller)) == 15

@@ -1,4 +1,4 @@
-"""What the cards compare before they train, with the other card's numbers added by hand."""
+"""What the devices compare before they train, with the other device's numbers added by hand."""
 
 import numpy as np
 import pytest
@@ -13,11 +13,11 @@ def parts(numbers):
 
 
 @pytest.fixture
-def with_card(monkeypatch):
-    """Have a second card with these numbers."""
+def with_device(monkeypatch):
+    """Have a second device with these numbers."""
 
     def join(other):
-        monkeypatch.setattr(distributed, "sum_over_cards", lambda mine, shard: mine + parts(other))
+        monkeypatch.setattr(distributed, "sum_over_devices", lambda mine, shard: mine + parts(other))
 
     return join
 
@@ -25,20 +25,20 @@ def with_card(monkeypatch):
 MINE = {"configuration": 17, "position": 3 << 20 | 5, "weights": 2**32 - 1}
 
 
-def test_equal_numbers_agree(with_card):
-    with_card(MINE)
+def test_equal_numbers_agree(with_device):
+    with_device(MINE)
     assert distributed.refuse_disagreement(MINE, Shard(0, 2)) is None  # and raises nothing
 
 
 @pytest.mark.parametrize(
     "name, value", [("configuration", 18), ("position", 3 << 20 | 6), ("weights", 2**32 - 2), ("weights", 0)]
 )
-def test_the_first_that_differs_is_named(with_card, name, value):
-    with_card(MINE | {name: value})
-    with pytest.raises(RunError, match=rf"the cards do not have the same {name} \(noticed by card 1\)"):
+def test_the_first_that_differs_is_named(with_device, name, value):
+    with_device(MINE | {name: value})
+    with pytest.raises(RunError, match=rf"the devices do not have the same {name} \(noticed by device 1\)"):
         distributed.refuse_disagreement(MINE, Shard(1, 2))
 
 
-def test_the_sum_of_thousands_of_cards_is_exact_in_float32():
+def test_the_sum_of_thousands_of_devices_is_exact_in_float32():
     largest = np.float32(0x7FF)
     assert float(largest * np.float32(8192)) == 0x7FF * 8192 < 2**24

@@ -26,14 +26,14 @@ name: {name}
 model: {{size: tiny, width: 16, depth: 3, heads: 2, patch: 8, image_size: 32, num_classes: 10, drop_path: 0.1}}
 routes: [{{start: 1, end: 2, keep_ratio: 0.5, scorer: {scorer}}}]
 phases: {{dense_warmup_epochs: {dense}}}
-data: {{kind: shapes, batch_size: {batch}, train_size: {pictures}, val_size: 31}}
+data: {{kind: shapes, batch_size: {batch}, train_size: {images}, val_size: 31}}
 optim: {{epochs: {epochs}, warmup_epochs: 1, epsilon: {epsilon}}}
 ema: {{decay: 0.9}}
 checkpoint: {{keep: 10}}
 """
 
 
-def write(folder, name, batch=16, pictures=320, epochs=2, dense=1, scorer="cls_attention", epsilon=1e-8):
+def write(folder, name, batch=16, images=320, epochs=2, dense=1, scorer="cls_attention", epsilon=1e-8):
     text = CONFIG.format(**{key: value for key, value in locals().items() if key != "folder"})
     (folder / f"{name}.yaml").write_text(text)
     return ["--config", f"{name}.yaml"]
@@ -108,7 +108,7 @@ def test_two_ranks_train_like_one_with_twice_the_batch(tmp_path):
     assert one.returncode == 0, one.stderr
     for a, b in zip(records(tmp_path, "one"), records(tmp_path, "two"), strict=True):
         assert np.isclose(a["train_loss"], b["train_loss"], atol=1e-5)
-        assert a["val"]["routed"]["pictures"] == b["val"]["routed"]["pictures"] == 31
+        assert a["val"]["routed"]["images"] == b["val"]["routed"]["images"] == 31
     for epoch in (1, 2):  # after the dense and after the routed updates
         path = f"checkpoints/epoch_{epoch:04d}_step_000010.ckpt"
         weights = {name: read(tmp_path / f"runs/{name}" / path) for name in ("one", "two")}
@@ -125,15 +125,15 @@ def test_four_ranks_finish_and_evaluations_on_one_two_and_three_count_alike(tmp_
     assert "cpu x 4" in result.stdout and len(records(tmp_path, "four")) == 2
     alone = shell(tmp_path, sys.executable, ROOT / "eval.py", "runs/four", "--json")
     alone = json.loads(alone.stdout)
-    for count in (2, 3):  # 31 pictures: neither divides them
+    for count in (2, 3):  # 31 images: neither divides them
         several = launch(tmp_path, "--eval", count, "runs/four", "--json")
         assert several.returncode == 0, several.stdout + several.stderr
         several = json.loads(several.stdout.splitlines()[-1])
         for forward in ("dense", "routed"):
-            for measure in ("pictures", "top1", "top5"):
+            for measure in ("images", "top1", "top5"):
                 assert several[forward][measure] == alone[forward][measure]
             assert np.isclose(several[forward]["loss"], alone[forward]["loss"], atol=1e-5)
-    assert alone["dense"]["pictures"] == 31
+    assert alone["dense"]["images"] == 31
 
 
 def test_two_nodes_train_together(tmp_path):
@@ -158,14 +158,14 @@ def test_two_nodes_train_together(tmp_path):
     for number, node in enumerate(nodes):
         assert node.wait(200) == 0, (tmp_path / f"node_{number}.txt").read_text()
     assert "cpu x 2" in (tmp_path / "node_0.txt").read_text()
-    assert records(tmp_path, "nodes")[-1]["val"]["routed"]["pictures"] == 31
+    assert records(tmp_path, "nodes")[-1]["val"]["routed"]["images"] == 31
     assert (tmp_path / "logs/nodes/worker_1.log").exists() and not of_run(tmp_path)
 
 
 def test_a_killed_rank_is_named_nothing_is_left_and_the_run_goes_on_with_two_ranks_and_with_one(tmp_path):
     for name in ("whole", "killed", "alone"):
         (tmp_path / name).mkdir()
-        config = write(tmp_path / name, "run", batch=8, pictures=1600, epochs=3, dense=2)
+        config = write(tmp_path / name, "run", batch=8, images=1600, epochs=3, dense=2)
     assert launch(tmp_path / "whole", 2, *config).returncode == 0
     folder = tmp_path / "killed"
     process = begin(folder, 2, *config)
@@ -183,7 +183,7 @@ def test_a_killed_rank_is_named_nothing_is_left_and_the_run_goes_on_with_two_ran
         assert again.returncode == 0 and "going on from" in again.stdout, again.stdout + again.stderr
         if count == 1:
             assert (
-                "updates of 16 pictures as before, now on 1 card: data.batch_size 8, optim.accumulate 2" in again.stdout
+                "updates of 16 images as before, now on 1 device: data.batch_size 8, optim.accumulate 2" in again.stdout
             )
     ends = [last_weights(tmp_path / name, "run") for name in ("whole", "killed")]
     assert all(ends[0][name].tobytes() == ends[1][name].tobytes() for name in ends[0])

@@ -93,17 +93,19 @@ def test_decay_spares_biases_norms_cls_and_position():
     assert decays(Parameter(Tensor(np.zeros((8, 8), np.float32)), name="blocks.0.attn.q.weight"))
 
 
-@pytest.mark.parametrize("cards, batch, accumulate, reference", [(1, 128, 1, None), (8, 128, 2, 512), (1, 64, 1, 1024)])
-def test_every_rate_of_a_run_follows_the_linear_scaling_rule(cards, batch, accumulate, reference):
-    """arXiv 1706.02677: the peak grows with the pictures of an update; without a reference it is taken as it stands."""
+@pytest.mark.parametrize(
+    "devices, batch, accumulate, reference", [(1, 128, 1, None), (8, 128, 2, 512), (1, 64, 1, 1024)]
+)
+def test_every_rate_of_a_run_follows_the_linear_scaling_rule(devices, batch, accumulate, reference):
+    """arXiv 1706.02677: the peak grows with the images of an update; without a reference it is taken as it stands."""
     config = Config(
         data={"batch_size": batch},
         optim={"lr": 1e-3, "min_lr": 1e-5, "accumulate": accumulate, "reference_batch": reference},
     )
-    peak = 1e-3 * cards * batch * accumulate / reference if reference else 1e-3
-    assert np.isclose(config.peak_lr(cards), peak)
+    peak = 1e-3 * devices * batch * accumulate / reference if reference else 1e-3
+    assert np.isclose(config.peak_lr(devices), peak)
     steps, warmup = 50, 7
-    rates = learning_rates(steps, warmup, config.peak_lr(cards), config.optim.min_lr)
+    rates = learning_rates(steps, warmup, config.peak_lr(devices), config.optim.min_lr)
     parameter = Parameter(Tensor(np.zeros(1), ms.float32), name="bias")
     optimizer = AdamW(
         [parameter], rates, config.optim.beta1, config.optim.beta2, config.optim.epsilon, config.optim.weight_decay

@@ -169,7 +169,7 @@ def wait(condition, process):
 
 @pytest.mark.slow
 def test_a_run_goes_on_in_mid_epoch_with_its_updates_divided_otherwise(tmp_path):
-    """Eight batches of 4 instead of two of 16 make the same updates from the second epoch on: same pictures, same rates, same end but for rounding."""
+    """Eight batches of 4 instead of two of 16 make the same updates from the second epoch on: same images, same rates, same end but for rounding."""
     changes = {
         "augment": {},
         "optim": CONFIG["optim"] | {"epochs": 2, "epsilon": 1.0e-2},

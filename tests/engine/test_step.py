@@ -41,13 +41,13 @@ def make_network(formulation="gather") -> ViT:
     return network
 
 
-def make_batch(network: ViT, pictures: int, seed: int = 2, raw: bool = False):
-    """Pictures as the mixer takes them (raw, 0 to 255) or normalised ones, labels, noise, how to mix."""
+def make_batch(network: ViT, mixed_images: int, seed: int = 2, raw: bool = False):
+    """Images as the mixer takes them (raw, 0 to 255) or normalised ones, labels, noise, how to mix."""
     rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (pictures, 16, 16, 3))
+    images = rng.integers(0, 256, (mixed_images, 16, 16, 3))
     images = images.astype(np.float32) if raw else ((images - MEAN) / STD).astype(np.float32)
-    labels = rng.integers(0, CLASSES, pictures).astype(np.int32)
-    return images, labels, rng.random((pictures, network.noise_width)).astype(np.float32), UNMIXED
+    labels = rng.integers(0, CLASSES, mixed_images).astype(np.int32)
+    return images, labels, rng.random((mixed_images, network.noise_width)).astype(np.float32), UNMIXED
 
 
 def spoilt(batch):
@@ -107,14 +107,14 @@ def log_softmax(logits):
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
-def mixed_pictures(images, mix):
-    """The pictures one by one, as `data.augment.mix_numbers` says, and normalised."""
+def mixed_images(images, mix):
+    """The images one by one, as `data.augment.mix_numbers` says, and normalised."""
     weight, top, bottom, left, right, _ = mix.astype(np.float64)
     result = []
     for mine, other in zip(images.astype(np.float64), images[::-1].astype(np.float64)):
-        picture = weight * mine + (1 - weight) * other
-        picture[int(top) : int(bottom), int(left) : int(right)] = other[int(top) : int(bottom), int(left) : int(right)]
-        result.append((picture - MEAN) / STD)
+        image = weight * mine + (1 - weight) * other
+        image[int(top) : int(bottom), int(left) : int(right)] = other[int(top) : int(bottom), int(left) : int(right)]
+        result.append((image - MEAN) / STD)
     return np.stack(result)
 
 
@@ -126,7 +126,7 @@ def mixed_targets(labels, mix):
 def expected_loss(network_values, batch, routed, mixes):
     """Loss of a training batch by the NumPy network; no selection that it makes is a near tie."""
     images, labels, noise, mix = batch
-    images = mixed_pictures(images, mix) if mixes else images
+    images = mixed_images(images, mix) if mixes else images
     routes = ROUTES if routed else []
     trace = forward(
         network_values, images, noise, depth=2, heads=2, patch=4, routes=routes, drop_path=DROP_PATH, training=True
@@ -136,7 +136,7 @@ def expected_loss(network_values, batch, routed, mixes):
     return -(target * log_softmax(trace.logits)).sum(1).mean()
 
 
-# Four batches of 16 at a time, and the same pictures as one of 64
+# Four batches of 16 at a time, and the same images as one of 64
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +290,7 @@ def mixed_batches(network):
     return [(*make_batch(network, 16, seed, raw=True)[:3], mix) for seed, mix in enumerate(MIXES.values())]
 
 
-def test_loss_of_mixed_pictures_and_targets(full):
+def test_loss_of_mixed_images_and_targets(full):
     full.restore()
     for batch in mixed_batches(full.network):
         values = full.values()
@@ -370,7 +370,7 @@ class Mixed(nn.Cell):
         self.mixer = Mixer(16)
 
     def construct(self, images, targets, mix):
-        return self.mixer.pictures(images, mix), self.mixer.targets(targets, mix)
+        return self.mixer.mixed_images(images, mix), self.mixer.targets(targets, mix)
 
 
 @pytest.fixture(scope="module")
@@ -378,20 +378,20 @@ def mixer():
     return Mixed()
 
 
-@pytest.mark.parametrize("pictures", [5, 6])
-def test_mixer_matches_numpy(mixer, pictures):
-    """An odd batch has a picture in the middle that is its own partner."""
+@pytest.mark.parametrize("images", [5, 6])
+def test_mixer_matches_numpy(mixer, mixed_images):
+    """An odd batch has an image in the middle that is its own partner."""
     rng = np.random.default_rng(3)
-    images = rng.integers(0, 256, (pictures, 16, 16, 3)).astype(np.uint8)
-    labels = rng.integers(0, CLASSES, pictures)
+    images = rng.integers(0, 256, (mixed_images, 16, 16, 3)).astype(np.uint8)
+    labels = rng.integers(0, CLASSES, mixed_images)
     for name, mix in MIXES.items():
         mixed, targets = mixer(Tensor(images), Tensor(np.eye(CLASSES, dtype=np.float32)[labels]), Tensor(mix))
         assert mixed.dtype == targets.dtype == ms.float32
-        assert np.allclose(mixed.asnumpy(), mixed_pictures(images, mix), rtol=1e-5, atol=1e-5), name
+        assert np.allclose(mixed.asnumpy(), mixed_images(images, mix), rtol=1e-5, atol=1e-5), name
         assert np.allclose(targets.asnumpy(), mixed_targets(labels, mix), atol=1e-6), name
 
 
-def test_unmixed_pictures_are_those_that_the_network_normalises(mixer):
+def test_unmixed_images_are_those_that_the_network_normalises(mixer):
     """A patch projection that is the identity shows the pixels that a network sees."""
     embed = PatchEmbed(16, 4, 48, True, ms.float32)
     embed.proj.weight.set_data(Tensor(np.eye(48, dtype=np.float32)))
@@ -422,7 +422,7 @@ def test_eval_step_counts_as_numpy_does_and_ignores_padding(evaluated, routed):
     values = {name: p.asnumpy() for name, p in network.parameters_dict().items()}
     logits = forward(values, images, noise, depth=2, heads=2, patch=4, routes=ROUTES if routed else []).logits
     order = np.argsort(-logits, axis=1)
-    # True classes at known ranks: first, third, seventh; the last picture is padding.
+    # True classes at known ranks: first, third, seventh; the last image is padding.
     labels = np.array([order[0, 0], order[1, 2], order[2, 6], -1], np.int32)
     sums = steps[routed](Tensor(images), Tensor(labels), Tensor(noise)).asnumpy()
     loss = -log_softmax(logits)[np.arange(3), labels[:3]].sum()

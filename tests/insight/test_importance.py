@@ -15,7 +15,7 @@ from skipvit.data.builtin import generate
 from skipvit.engine import checkpoint
 from skipvit.engine.build import build_network
 from skipvit.engine.checkpoint import Position
-from skipvit.insight.importance import pictures_of
+from skipvit.insight.importance import images_of
 from skipvit.insight.measures import on_object, shares_kept, top
 from skipvit.models.vit import PIXEL_MEAN, PIXEL_STD
 from skipvit.routing.routing import grid_mask
@@ -34,7 +34,7 @@ VALUES = {
     "data": {"kind": "shapes", "batch_size": 16, "train_size": 40, "val_size": 40},
     "optim": {"epochs": 2, "warmup_epochs": 0},
 }
-PICTURES = 20
+IMAGES = 20
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def measured(tmp_path_factory):
         for parameter in network.trainable_params():
             parameter.set_data(Tensor(values[parameter.name]))
         checkpoint.save(folder / "checkpoints", Position(epoch, 2, 2), network.trainable_params(), keep=2)
-    words = [str(folder), "--pictures", str(PICTURES), "--scorers", "cls_attention,sampled_cls_attention,grid"]
+    words = [str(folder), "--images", str(IMAGES), "--scorers", "cls_attention,sampled_cls_attention,grid"]
     assert run("importance", words) == 0
     return folder / "importance", json.loads((folder / "importance/importance.json").read_text()), values
 
@@ -59,7 +59,7 @@ def of_sets(row):
     return {key: value for key, value in row.items() if key.endswith(("_kept", "_overlap"))}
 
 
-def test_numbers_a_table_and_pictures_are_written(measured):
+def test_numbers_a_table_and_images_are_written(measured):
     folder, result, _ = measured
     assert sorted(path.name for path in folder.iterdir()) == [
         "importance.json",
@@ -67,7 +67,7 @@ def test_numbers_a_table_and_pictures_are_written(measured):
         "importance.txt",
         "kept.png",
     ]
-    assert result["pictures"] == PICTURES and (result["site"], result["kept"], result["tokens"]) == (1, 8, 16)
+    assert result["images"] == IMAGES and (result["site"], result["kept"], result["tokens"]) == (1, 8, 16)
     assert list(result["scorers"]) == ["cls_attention", "sampled_cls_attention", "grid", "random"]
     assert list(result["blocks"]) == [f"block {b}" for b in range(4)] and list(result["routes"]) == [
         "route 0",
@@ -80,13 +80,13 @@ def test_numbers_a_table_and_pictures_are_written(measured):
 def test_kept_shares_of_attention_and_grid_are_those_of_numpy(measured):
     """The network's attention by the tests' own ViT, the built-in masks, 8 of 16 patches."""
     _, result, values = measured
-    chosen = np.linspace(0, 39, PICTURES).astype(int)
+    chosen = np.linspace(0, 39, IMAGES).astype(int)
     truth = generate(40, seed=0, split="val")
     objects = on_object(truth.masks[chosen], 4)
     net = published.Net(values, 4, 2, 8)
-    pictures = (truth.images[chosen] - np.array(PIXEL_MEAN)) / np.array(PIXEL_STD)
-    rankings = np.array([net.of_cls(1, net.block(0, net.tokens(picture))) for picture in pictures])
-    for name, kept in {"cls_attention": top(rankings, 8), "grid": np.tile(grid_mask(16, 8), (PICTURES, 1))}.items():
+    images = (truth.images[chosen] - np.array(PIXEL_MEAN)) / np.array(PIXEL_STD)
+    rankings = np.array([net.of_cls(1, net.block(0, net.tokens(image))) for image in images])
+    for name, kept in {"cls_attention": top(rankings, 8), "grid": np.tile(grid_mask(16, 8), (IMAGES, 1))}.items():
         row = result["scorers"][name]
         assert (row["object_kept"], row["background_kept"]) == pytest.approx(shares_kept(kept, objects))
     assert of_sets(result["scorers"]["cls_attention"]) == of_sets(result["blocks"]["block 1"])  # the route reads it
@@ -112,9 +112,9 @@ def test_what_routes_keep_is_measured_too(measured):
 
 REFUSED = [
     (["--scorers", "magic"], "--scorers: 'magic' is not one of cls_attention, "),
-    (["--pictures", "0"], "--pictures: use 1 or more"),
+    (["--images", "0"], "--images: use 1 or more"),
     (["--routes", "[]"], "small has no routes; say where one would begin"),
-    (["--masks", "x"], "--masks: the built-in pictures have masks of their own"),
+    (["--masks", "x"], "--masks: the built-in images have masks of their own"),
     (["--weights", "nowhere.ckpt"], "nowhere.ckpt: no such"),
 ]
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(measured, capsys, words,
 
 @pytest.fixture
 def birds(tmp_path):
-    """An image folder of 48 x 32 pictures, with masks that are white on the middle third; its configuration."""
+    """An image folder of 48 x 32 images, with masks that are white on the middle third; its configuration."""
     for folder, pixels in (("data/val", None), ("masks", np.repeat(np.arange(48)[None] // 16 == 1, 32, 0))):
         for name in ("a/one", "b/two"):
             path = tmp_path / folder / f"{name}.png"
@@ -140,19 +140,19 @@ def birds(tmp_path):
     return tmp_path, Config(**VALUES | {"data": data, "model": VALUES["model"] | {"num_classes": 2}})
 
 
-def test_masks_of_a_folder_are_cropped_as_the_pictures_are(birds):
+def test_masks_of_a_folder_are_cropped_as_the_images_are(birds):
     """The centre of 48 x 32 is 32 x 32: its middle half is the object."""
     folder, config = birds
-    shown = pictures_of(config, 10, str(folder / "masks"))
+    shown = images_of(config, 10, str(folder / "masks"))
     assert shown.masks.shape == (2, 32, 32) and shown.filled_with == "the mean colour"
     assert np.array_equal(shown.masks, np.tile((np.arange(32) // 8 == 1) | (np.arange(32) // 8 == 2), (2, 32, 1)))
 
 
 def test_a_mask_that_is_missing_or_broken_is_named(birds):
     folder, config = birds
-    (folder / "masks/b/two.png").write_bytes(b"no picture")
-    with pytest.raises(RunError, match="two.png: not a picture"):
-        pictures_of(config, 10, str(folder / "masks"))
+    (folder / "masks/b/two.png").write_bytes(b"no image")
+    with pytest.raises(RunError, match="two.png: not an image"):
+        images_of(config, 10, str(folder / "masks"))
     (folder / "masks/b/two.png").unlink()
     with pytest.raises(UsageError, match="two.png is not there"):
-        pictures_of(config, 10, str(folder / "masks"))
+        images_of(config, 10, str(folder / "masks"))

@@ -18,7 +18,7 @@ from skipvit.insight.measures import (
     top,
 )
 
-PICTURES, GRID, SIDE, OBJECT = 200, 8, 4, 16  # the object is 16 of 64 patches, all of each
+IMAGES, GRID, SIDE, OBJECT = 200, 8, 4, 16  # the object is 16 of 64 patches, all of each
 TOKENS = GRID * GRID
 
 
@@ -26,10 +26,10 @@ TOKENS = GRID * GRID
 def objects():
     """bool (n, tokens): a square of 4 x 4 patches somewhere."""
     rng = np.random.default_rng(0)
-    result = np.zeros((PICTURES, GRID, GRID), bool)
-    for picture, (row, column) in zip(result, rng.integers(0, GRID - 3, (PICTURES, 2))):
-        picture[row : row + 4, column : column + 4] = True
-    return result.reshape(PICTURES, TOKENS)
+    result = np.zeros((IMAGES, GRID, GRID), bool)
+    for image, (row, column) in zip(result, rng.integers(0, GRID - 3, (IMAGES, 2))):
+        image[row : row + 4, column : column + 4] = True
+    return result.reshape(IMAGES, TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_separation_is_the_share_of_won_pairs_and_ties_are_half():
     assert separation(np.zeros((1, 5)), objects) == 0.5
 
 
-def test_pictures_without_object_or_background_count_where_they_can():
+def test_images_without_object_or_background_count_where_they_can():
     objects = np.array([[True, True], [False, False], [True, False]])
     kept = np.array([[True, False], [False, True], [True, False]])
     assert shares_kept(kept, objects) == pytest.approx(((0.5 + 1) / 2, (0.5 + 0) / 2))
@@ -83,10 +83,10 @@ AREAS = {"knows": (1 / 8, 7 / 8), "random": (1 / 2, 1 / 2), "inverted": (7 / 8, 
 
 @pytest.mark.parametrize(("who", "areas"), AREAS.items())
 def test_deletion_and_insertion_of_a_network_that_sees_the_object(objects, rankings, who, areas):
-    images, labels = painted(objects), np.zeros(PICTURES, int)
+    images, labels = painted(objects), np.zeros(IMAGES, int)
 
-    def predict(pictures):
-        seen = pictures.sum((1, 2, 3)) / (255 * 3 * OBJECT * SIDE**2)
+    def predict(samples):
+        seen = samples.sum((1, 2, 3)) / (255 * 3 * OBJECT * SIDE**2)
         return np.stack([seen, 1 - seen], axis=1)
 
     curves = deletion_insertion(predict, images, np.zeros_like(images), labels, rankings[who], points=17)
@@ -95,8 +95,8 @@ def test_deletion_and_insertion_of_a_network_that_sees_the_object(objects, ranki
 
 
 def test_the_true_class_is_the_one_that_counts(objects):
-    images, labels = painted(objects), np.arange(PICTURES) % 2
-    probabilities = np.tile([0.25, 0.75], (PICTURES, 1))
+    images, labels = painted(objects), np.arange(IMAGES) % 2
+    probabilities = np.tile([0.25, 0.75], (IMAGES, 1))
     curves = deletion_insertion(lambda _: probabilities, images, images, labels, objects * 1.0, points=3)
     assert np.allclose(curves, 0.5)
 
@@ -126,11 +126,11 @@ def test_correlation_by_spearmans_formula():
 
 
 def test_a_scorer_that_follows_the_object_is_stable_under_flip_and_shift(objects):
-    """Its scores of the changed pictures, mapped back, are those of the pictures."""
+    """Its scores of the changed images, mapped back, are those of the images."""
     images = painted(objects)
 
-    def follow(pictures):
-        return pictures.reshape(-1, GRID, SIDE, GRID, SIDE, 3).mean((2, 4, 5)).reshape(-1, TOKENS)
+    def follow(samples):
+        return samples.reshape(-1, GRID, SIDE, GRID, SIDE, 3).mean((2, 4, 5)).reshape(-1, TOKENS)
 
     assert np.array_equal(mirrored(follow(images[:, :, ::-1]), GRID), follow(images))
     there = still_there(GRID)

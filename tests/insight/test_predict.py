@@ -14,7 +14,7 @@ from skipvit.insight.figures import attention_heat, dim_bypassed, prediction_fig
 from skipvit.insight.predict import attention_of, parser, predict
 from skipvit.routing.routing import Route, resolve
 from skipvit.runs.run_folder import RunFolder
-from skipvit.weights.trained import Bad, Files, batches, class_names, find_pictures, load
+from skipvit.weights.trained import Bad, Files, batches, class_names, find_images, load
 from support.hostile import encoded, flipped, reason_to_fail, scene, unusual
 from support.reference import forward
 
@@ -29,7 +29,7 @@ def tiny(make_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """Paths of ten built-in validation pictures, and the pictures."""
+    """Paths of ten built-in validation images, and the images."""
     folder, images = tmp_path_factory.mktemp("shapes"), generate(10, seed=0, split="val").images
     paths = [str(folder / f"{i}.png") for i in range(10)]
     for path, image in zip(paths, images):
@@ -109,7 +109,7 @@ def test_the_command_finds_good_ones_among_fifty_odd_inputs(tiny, tmp_path, capf
     for i, place in enumerate(("more", "more", "more/deeper", "more/.hidden")):
         (tmp_path / place).mkdir(exist_ok=True)
         (tmp_path / place / f"{i}.jpg").write_bytes(encoded(scene(rng), "JPEG"))
-    (tmp_path / "more" / "notes.txt").write_text("not a picture, and nobody asked for it")
+    (tmp_path / "more" / "notes.txt").write_text("not an image, and nobody asked for it")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere")
     folders = [str(tmp_path / "nothing"), str(tmp_path / "more")]
     missing = [
@@ -143,7 +143,7 @@ def test_the_command_finds_good_ones_among_fifty_odd_inputs(tiny, tmp_path, capf
     assert len(named) == len(answer["bad"]) and all(": " in line for line in named)
     assert (
         last
-        == f"error: {len(named)} of the inputs could not be read, see above; {len(answer['predictions'])} pictures were predicted"
+        == f"error: {len(named)} of the inputs could not be read, see above; {len(answer['predictions'])} images were predicted"
     )
     assert (answer["weights"], answer["forward"]) == ("averaged", "routed")
 
@@ -164,15 +164,15 @@ def test_lines_a_sheet_and_exit_code_zero(tiny, shapes, tmp_path, capsys):
     assert np.asarray(Image.open(tmp_path / "sheet.png").convert("L")).std() > 5
 
 
-def test_pictures_are_prepared_as_for_validation(tiny, shapes):
-    """Saved as files, validation pictures are pixel by pixel what validation sees, whole for the built-in ones."""
+def test_images_are_prepared_as_for_validation(tiny, shapes):
+    """Saved as files, validation images are pixel by pixel what validation sees, whole for the built-in ones."""
     config = configuration.read(tiny[0] / "config.yaml")
     ((expected, *_),) = list(batches_of(config, open_source(config, "val"), 1, False, batch_size=70)())
     ((good, found),) = list(batches(config, Files(shapes[0]), 10, Bad({})))
     assert good == list(range(10)) and np.array_equal(found, expected[:10])
 
 
-def test_large_pictures_are_cropped_as_for_validation(tiny, tmp_path):
+def test_large_images_are_cropped_as_for_validation(tiny, tmp_path):
     values = configuration.read(tiny[0] / "config.yaml").model_dump()
     values["data"] |= {"kind": "image_folder", "path": str(tmp_path)}
     config = configuration.Config(**values)
@@ -207,7 +207,7 @@ def test_damaged_class_names_are_named(tiny, shapes, tmp_path, capsys, text):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{run}"], "no pictures to predict"),
+        (["{run}"], "no images to predict"),
         (["nowhere", "a.jpg"], "nowhere: not a run folder"),
         (["{run}", "a.jpg", "--top", "0"], "--top: 0 is not possible"),
         (["{run}", "a.jpg", "--batch_size", "-1"], "--batch_size: -1 is not possible"),
@@ -226,8 +226,8 @@ def test_wrong_words_are_refused(tiny, capsys, words, message):
 
 def test_a_folder_that_cannot_be_listed_and_an_empty_one_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    paths, bad = find_pictures([str(tmp_path / "empty"), "file.jpg"])
-    assert paths == ["file.jpg"] and bad == {str(tmp_path / "empty"): "no pictures in this folder"}
+    paths, bad = find_images([str(tmp_path / "empty"), "file.jpg"])
+    assert paths == ["file.jpg"] and bad == {str(tmp_path / "empty"): "no images in this folder"}
 
 
 def test_attention_is_of_the_first_route_or_of_the_last_block():
@@ -244,19 +244,19 @@ def test_attention_is_of_the_first_route_or_of_the_last_block():
     assert np.allclose(left, [[a[0, 1], 0, a[0, 2], 0], [0, a[1, 1], 0, a[1, 2]]])
 
 
-def test_heat_and_kept_patches_line_up_with_the_picture():
-    """The brightest patch of the heat is where attention is largest, and the sheet shows all views of the same picture."""
+def test_heat_and_kept_patches_line_up_with_the_image():
+    """The brightest patch of the heat is where attention is largest, and the sheet shows all views of the same image."""
     images = np.full((3, 32, 32, 3), 100, np.uint8)
     attention = np.random.default_rng(0).permuted(np.tile(np.linspace(0, 1, 16), (3, 1)), axis=1)
     kept = [np.argsort(-attention, axis=1)[:, :5]]
-    for image, of_picture in zip(images, attention):
-        cells = attention_heat(image, of_picture, 4).astype(int).sum(-1).reshape(4, 8, 4, 8)
+    for image, of_image in zip(images, attention):
+        cells = attention_heat(image, of_image, 4).astype(int).sum(-1).reshape(4, 8, 4, 8)
         assert (cells == cells[:, :1, :, :1]).all()  # whole patches
-        assert np.array_equal(np.argsort(cells[:, 0, :, 0].ravel()), np.argsort(of_picture))
+        assert np.array_equal(np.argsort(cells[:, 0, :, 0].ravel()), np.argsort(of_image))
     figure = prediction_figure(images, kept, attention, [("above", "below")] * 3, 4, "title")
     panels = [[axis.get_images()[0].get_array() for axis in panel.axes] for panel in figure.subfigs]
-    for i, (picture, dimmed, heat) in enumerate(panels):
-        assert np.array_equal(picture, images[i])
+    for i, (one_image, dimmed, heat) in enumerate(panels):
+        assert np.array_equal(one_image, images[i])
         assert np.array_equal(dimmed, dim_bypassed(images[i], kept[0][i], 4))
         assert np.array_equal(heat, attention_heat(images[i], attention[i], 4))
 

@@ -312,18 +312,18 @@ def test_the_page_opens_in_a_browser(complete, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no headless browser here")
-    picture = tmp_path / "page.png"
+    image = tmp_path / "page.png"
     options = [
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
         "--hide-scrollbars",
         "--window-size=1366,768",
-        f"--screenshot={picture}",
+        f"--screenshot={image}",
     ]
     subprocess.run(
         [browser, *options, (complete / "report.html").as_uri()], capture_output=True, timeout=120, check=True
     )
-    shown = np.asarray(Image.open(picture).convert("L"))
+    shown = np.asarray(Image.open(image).convert("L"))
     assert shown.shape == (768, 1366)
     assert shown.mean() > 200 and (shown < 128).mean() > 0.005  # dark text on white, not an empty page

@@ -319,7 +319,7 @@ def test_what_is_refused_at_once(file, words, said):
         check(options_of(file, *words))
 
 
-def test_a_run_without_its_pictures_is_refused_by_name(file, tmp_path, capsys):
+def test_a_run_without_its_images_is_refused_by_name(file, tmp_path, capsys):
     assert (
         run("bench", [str(file), "--with_data", "--data.kind", "image_folder", "--data.path", str(tmp_path / "none")])
         == 2

@@ -50,7 +50,7 @@ def test_a_frozen_network_has_no_backward():
     )
     cost = cost_of(config)
     routed = cost.forwards["routed"]
-    graph = operators(export(*steps(config, cards=1)["train routed"]()))
+    graph = operators(export(*steps(config, devices=1)["train routed"]()))
     assert products([(operator, None) for operator in graph]) == 4 * routed.training_macs == 4 * (routed.macs + 16 * 10)
     assert cost.state == {"weights": 4 * cost.parameters, "gradients": 4 * 170, "moments": 8 * 170}
     assert routed.activations == 0 and "no activations kept" in as_text(config, cost)
@@ -61,7 +61,7 @@ def test_counts_are_those_of_the_exported_graphs(formulation):
     # The dense training step is the same in both formulations: one has a dense phase.
     phases = {"dense_warmup_epochs": 2 if formulation == "gather" else 0}
     config = Config(**TINY | {"phases": phases}, routing=formulation)
-    audited, forwards = audit(config, cards=1), cost_of(config).forwards
+    audited, forwards = audit(config, devices=1), cost_of(config).forwards
     for graph, found in audited.items():
         step, name = graph.split()
         forward = forwards[name]
@@ -72,7 +72,7 @@ def test_counts_are_those_of_the_exported_graphs(formulation):
 @pytest.mark.slow
 def test_counts_of_vit_small_are_those_of_the_exported_graphs():
     config = configuration.read(Path(configuration.recipe("skipvit_small_imagenet.yaml")))
-    audited = audit(config, cards=1)
+    audited = audit(config, devices=1)
     for name, forward in cost_of(config).forwards.items():
         assert abs(products(audited[f"train {name}"]) / config.data.batch_size / forward.training_macs - 1) < 0.005
         assert abs(products(audited[f"evaluate {name}"]) / config.data.batch_size / forward.macs - 1) < 0.005
@@ -110,19 +110,19 @@ def test_memory_is_that_of_a_count_by_hand():
     }
 
 
-def test_training_is_three_forwards_but_for_the_pictures_gradient():
+def test_training_is_three_forwards_but_for_the_images_gradient():
     size = Size(384, 12, 6)
     assert training_macs(size, 16, 196, 1000) == 3 * forward_macs(size, 16, 196, 1000) - 196 * 768 * 384
 
 
-def test_text_json_and_picture(tmp_path, capsys):
+def test_text_json_and_image(tmp_path, capsys):
     path = tmp_path / "run.yaml"
     path.write_text(configuration.to_yaml(Config(**TINY)))
-    assert run("cost", ["--config", str(path), "--json", "--out", str(tmp_path / "pictures/tokens.png")]) == 0
+    assert run("cost", ["--config", str(path), "--json", "--out", str(tmp_path / "images/tokens.png")]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (
         result["forwards"]["routed"]["tokens"] == [17, 10, 5, 5, 17]
-        and (tmp_path / "pictures/tokens.png").stat().st_size > 0
+        and (tmp_path / "images/tokens.png").stat().st_size > 0
     )
     cost = cost_of(Config(**TINY))
     text = as_text(Config(**TINY), cost)
@@ -134,7 +134,7 @@ def test_text_json_and_picture(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--out", "tokens.text"], "--out: tokens.text is not a picture file"),
+        (["--out", "tokens.text"], "--out: tokens.text is not an image file"),
         (["--model.patch", "15"], "model.patch: 15 does not divide"),
     ],
 )

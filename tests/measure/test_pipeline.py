@@ -26,7 +26,7 @@ CONFIG = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of three pictures, and a configuration of them."""
+    """Two classes of three images, and a configuration of them."""
     for i in range(6):
         path = tmp_path / "data" / "train" / "ab"[i % 2] / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 
 class Slow:
-    """Pictures of which each takes five milliseconds to read and no processor."""
+    """Images of which each takes five milliseconds to read and no processor."""
 
     classes, labels = ("a",), np.zeros(10, np.int32)
 
@@ -88,23 +88,25 @@ def test_a_waiting_pipeline_gains_with_threads_and_takes_no_processor(folder):
 
 
 def test_processor_time_is_that_of_the_work(folder, monkeypatch):
-    """A second of processor for each picture augmented, a quarter for one that is only cut out."""
+    """A second of processor for each image augmented, a quarter for one that is only cut out."""
     clock = [0.0, threading.Lock()]
 
-    def picture(data, size, augment, rng):
+    def image(data, size, augment, rng):
         assert augment.crop == "random_resized"
         with clock[1]:
             clock[0] += 0.25 if augment == Augment("random_resized") else 1.0
         time.sleep(0.001)
         return np.zeros((size, size, 3), np.uint8)
 
-    monkeypatch.setattr("skipvit.data.pipeline.training_picture", picture)
+    monkeypatch.setattr("skipvit.data.pipeline.training_image", image)
     monkeypatch.setattr(tool.time, "process_time", lambda: clock[0])
     config = configuration.read(folder / "run.yaml")
     settings = measure(config, Slow(), [1, 2], 0.1)
     assert [set(s.processor) for s in settings] == [{1.0}, {1.0}, {0.25}]
     result = report(config, 10, settings, 30)
-    assert result["decode_share"] == 0.25 and result["cores_per_card"] == 30 and result["cores_for_eight_cards"] == 240
+    assert (
+        result["decode_share"] == 0.25 and result["cores_per_device"] == 30 and result["cores_for_eight_devices"] == 240
+    )
 
 
 def test_the_report_counts_cores_at_the_most_threads():
@@ -114,34 +116,34 @@ def test_the_report_counts_cores_at_the_most_threads():
         Setting(1, True, wall=[0.01], processor=[0.009]),
     ]
     result = report(configuration.Config(), 100, settings, 500)
-    assert [row["pictures_per_s"] for row in result["settings"]] == [50, 80]
-    assert [row["pictures_per_s_per_core"] for row in result["settings"]] == [100, 50]
-    assert (result["cores_per_card"], result["cores_for_eight_cards"]) == (10, 80) and np.isclose(
+    assert [row["images_per_s"] for row in result["settings"]] == [50, 80]
+    assert [row["images_per_s_per_core"] for row in result["settings"]] == [100, 50]
+    assert (result["cores_per_device"], result["cores_for_eight_devices"]) == (10, 80) and np.isclose(
         result["decode_share"], 0.9
     )
     assert as_text(result).splitlines() == [
-        "100 pictures, made 224 x 224 in batches of 128",
-        "threads  pictures/s  against one  CPU ms a picture  pictures/s a core",
+        "100 images, made 224 x 224 in batches of 128",
+        "threads  images/s  against one  CPU ms an image  images/s a core",
         "      1        50.0       1.00 x             10.00              100.0",
         "      2        80.0       1.60 x             20.00               50.0",
         "reading, decoding and cropping: 90 % of the CPU time; augmenting: 10 %",
-        "500 pictures/s: 10.0 cores for one card, 80.0 for eight",
+        "500 images/s: 10.0 cores for one device, 80.0 for eight",
     ]
 
 
-def test_the_command_on_pictures_fewer_than_an_update(folder, capsys):
+def test_the_command_on_images_fewer_than_an_update(folder, capsys):
     main(words(folder, "--threads", "2", "--need", "200"))
     out, err = capsys.readouterr()
-    assert err == "" and out.startswith("6 pictures, made 32 x 32 in batches of 4\n") and "200 pictures/s: " in out
+    assert err == "" and out.startswith("6 images, made 32 x 32 in batches of 4\n") and "200 images/s: " in out
     main(words(folder, "--json", "--threads", "1", "--data.batch_size", "3"))
     result = json.loads(capsys.readouterr().out)
     assert result["batch_size"] == 3 and [row["threads"] for row in result["settings"]] == [1]
     row = result["settings"][0]
-    assert row["cpu_s_per_picture"] > 0 and np.isclose(result["cores_per_card"], 1000 * row["cpu_s_per_picture"])
+    assert row["cpu_s_per_image"] > 0 and np.isclose(result["cores_per_device"], 1000 * row["cpu_s_per_image"])
     assert 0 < result["decode_share"] <= 1
 
 
-def test_pictures_from_memory(capsys):
+def test_images_from_memory(capsys):
     main(
         [
             "--config",
@@ -155,7 +157,7 @@ def test_pictures_from_memory(capsys):
             "--json",
         ]
     )
-    assert json.loads(capsys.readouterr().out)["pictures"] == 200
+    assert json.loads(capsys.readouterr().out)["images"] == 200
 
 
 WRONG = [["--threads", "0"], ["--seconds", "-1"], ["--need", "nan"], ["--seconds", "x"], ["--thread", "1"]]
@@ -168,11 +170,11 @@ def test_wrong_numbers_are_one_line(folder, wrong):
     assert wrong[0] in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_missing_folder_and_broken_pictures_are_one_line(folder, capsys, monkeypatch):
+def test_a_missing_folder_and_broken_images_are_one_line(folder, capsys, monkeypatch):
     with pytest.raises(UsageError, match="is not a folder"):
         main(words(folder, "--data.path", str(folder / "nowhere")))
-    (folder / "data" / "train" / "a" / "0.jpg").write_text("no picture")
-    with pytest.raises(RunError, match=r"a.0\.jpg: not a picture that can be decoded"):
+    (folder / "data" / "train" / "a" / "0.jpg").write_text("no image")
+    with pytest.raises(RunError, match=r"a.0\.jpg: not an image that can be decoded"):
         main(words(folder))
     monkeypatch.setitem(COMMANDS, "pipeline", ("skipvit.measure.pipeline", "time the data pipeline"))
     assert run("pipeline", words(folder)) == 1

@@ -32,10 +32,10 @@ def make_network(dtype, formulation="gather", fused_kernels=False, seed=5) -> Vi
     return network.set_train(False)
 
 
-def make_batch(network: ViT, pictures: int = BATCH):
+def make_batch(network: ViT, samples: int = BATCH):
     rng = np.random.default_rng(3)
-    images = rng.integers(0, 256, (pictures, 16, 16, 3)).astype(np.uint8)
-    return Tensor(images), Tensor(rng.random((pictures, network.noise_width)).astype(np.float32))
+    images = rng.integers(0, 256, (samples, 16, 16, 3)).astype(np.uint8)
+    return Tensor(images), Tensor(rng.random((samples, network.noise_width)).astype(np.float32))
 
 
 class Objective(nn.Cell):

@@ -23,8 +23,8 @@ def test_patches_are_resized_as_pillow_does_and_cls_stays(old, new):
     assert resized.dtype == np.float32 and resized.shape == (1, 1 + new * new, WIDTH)
     assert np.array_equal(resized[0, 0], given[0, 0])
     for channel in range(WIDTH):
-        picture = Image.fromarray(given[0, 1:, channel].reshape(old, old))
-        expected = np.asarray(picture.resize((new, new), Image.Resampling.BICUBIC))
+        image = Image.fromarray(given[0, 1:, channel].reshape(old, old))
+        expected = np.asarray(image.resize((new, new), Image.Resampling.BICUBIC))
         np.testing.assert_allclose(resized[0, 1:, channel].reshape(new, new), expected, atol=2e-6, rtol=0)
 
 

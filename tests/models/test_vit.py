@@ -149,7 +149,7 @@ class Network:
         self.function = ObjectiveAndGradients(objective, self.parameters) if case.gradients else objective
 
     def inputs(self, seed=0):
-        """(pictures, noise) of a batch."""
+        """(images, noise) of a batch."""
         rng = np.random.default_rng(100 + seed)
         images = rng.integers(0, 256, (BATCH, IMAGE, IMAGE, 3), np.uint8)
         if not self.case.uint8:

@@ -523,7 +523,7 @@ class Draws(nn.Cell):
 
 @pytest.fixture(scope="module")
 def draws():
-    """Attention of one picture (PATCHES,), noise of many steps, {(scorer, knob): (ranking, weights) of every step}."""
+    """Attention of one image (PATCHES,), noise of many steps, {(scorer, knob): (ranking, weights) of every step}."""
     rng = np.random.default_rng(3)
     q, k, v = (
         np.repeat(rng.normal(size=(1, HEADS, 1 + PATCHES + OLD, HEAD_WIDTH)), DRAWS, 0).astype(np.float32)
@@ -566,7 +566,7 @@ def test_the_second_token_is_sampled_from_the_others(draws):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_mixing_ranks_the_drawn_pictures_by_noise_and_the_others_by_attention(draws, share):
+def test_mixing_ranks_the_drawn_images_by_noise_and_the_others_by_attention(draws, share):
     attention, noise, results = draws
     ranking = results["mixed_cls_attention", share][0]
     at_random = noise[:, PATCHES] < share

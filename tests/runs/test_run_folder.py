@@ -56,11 +56,11 @@ def test_curves_show_every_panel(folder):
     for number in (1, 2, 3):
         folder.log(epoch(number, lr=0.1, images_per_s=100.0, loss_scale=2.0**number, overflows=number))
     folder.draw_curves(phases(1, 1, 1))
-    picture = np.asarray(Image.open(folder.path / "curves.png").convert("L"))
-    height, width = picture.shape
+    image = np.asarray(Image.open(folder.path / "curves.png").convert("L"))
+    height, width = image.shape
     for row in range(2):
         for column in range(3):
-            panel = picture[row * height // 2 : (row + 1) * height // 2, column * width // 3 : (column + 1) * width // 3]
+            panel = image[row * height // 2 : (row + 1) * height // 2, column * width // 3 : (column + 1) * width // 3]
             assert (panel < 200).mean() > 0.01
 
 

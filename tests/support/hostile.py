@@ -1,4 +1,4 @@
-"""Files that are pictures, unusual ones, and such as only look like it."""
+"""Files that are images, unusual ones, and such as only look like it."""
 
 import io
 import warnings
@@ -8,22 +8,22 @@ from PIL import Image
 
 
 def scene(rng, smallest=20, largest=160):
-    """A picture of smooth colours and a little noise, of a random size."""
+    """An image of smooth colours and a little noise, of a random size."""
     width, height = rng.integers(smallest, largest, 2)
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x / rng.uniform(5, 50) + y / rng.uniform(5, 50)) for _ in range(3)]
     return (np.stack(waves, -1) * 100 + 128 + rng.normal(0, 5, (height, width, 3))).clip(0, 255).astype(np.uint8)
 
 
-def encoded(picture, kind, **options):
-    picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+def encoded(image, kind, **options):
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
 def flipped(data, rng, count=5):
-    """Some bits of the second half of a file inverted: what a header says stays, so that no picture claims gigabytes."""
+    """Some bits of the second half of a file inverted: what a header says stays, so that no image claims gigabytes."""
     changed = bytearray(data)
     for at in rng.integers(len(data) // 2, len(data), count):
         changed[at] ^= 1 << int(rng.integers(8))
@@ -54,24 +54,24 @@ def hostile(rng):
 def unusual(rng):
     """Good files of every mode, by name."""
     pixels = scene(rng)
-    picture, grey = Image.fromarray(pixels), Image.fromarray(pixels[..., 0])
+    image, grey = Image.fromarray(pixels), Image.fromarray(pixels[..., 0])
     alpha = Image.fromarray(pixels[..., 1])
-    palette = picture.quantize(100)
+    palette = image.quantize(100)
     turn = Image.Exif()
     turn[0x0112] = 6
     return {
         "grey.jpg": encoded(grey, "JPEG"),
         "one_bit.png": encoded(grey.convert("1"), "PNG"),
         "grey_alpha.png": encoded(Image.merge("LA", (grey, alpha)), "PNG"),
-        "rgba.png": encoded(Image.merge("RGBA", (*picture.split(), alpha)), "PNG"),
+        "rgba.png": encoded(Image.merge("RGBA", (*image.split(), alpha)), "PNG"),
         "palette.png": encoded(palette, "PNG", transparency=3),
         "palette_alphas.png": encoded(palette, "PNG", transparency=bytes(range(100))),
-        "cmyk.jpg": encoded(picture.convert("CMYK"), "JPEG"),
+        "cmyk.jpg": encoded(image.convert("CMYK"), "JPEG"),
         "sixteen.png": encoded(Image.fromarray(rng.integers(0, 65536, (50, 70)).astype(np.uint16)), "PNG"),
-        "turned.jpg": encoded(picture, "JPEG", exif=turn),
-        "progressive.jpg": encoded(picture, "JPEG", progressive=True),
+        "turned.jpg": encoded(image, "JPEG", exif=turn),
+        "progressive.jpg": encoded(image, "JPEG", progressive=True),
         "animated.gif": encoded(palette, "GIF", save_all=True, append_images=[palette.rotate(180)], duration=50),
-        "animated.webp": encoded(picture, "WEBP", save_all=True, append_images=[picture.rotate(180)], duration=50),
+        "animated.webp": encoded(image, "WEBP", save_all=True, append_images=[image.rotate(180)], duration=50),
         "dot.png": encoded(pixels[:1, :1], "PNG"),
         "strip.png": encoded(rng.integers(0, 256, (4000, 3, 3)).astype(np.uint8), "PNG"),
         # Behind good ones in its folder: the large one should not have to stand in for broken ones.
@@ -84,9 +84,9 @@ def reason_to_fail(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Image.open(path)
-            picture.load()
-            picture.convert("RGB")
+            image = Image.open(path)
+            image.load()
+            image.convert("RGB")
     except Exception as error:
         return error
     return None

@@ -44,7 +44,7 @@ def main() -> None:
     state = TrainingState(optimizer.parameters, ema_decay=0.9, loss_scale=1024.0)
     average = distributed.gradient_average(optimizer.parameters, shard)
     step = TrainStep(Factor(TrainingLoss(network, True, 0.1)), optimizer, state, 1.0, average, shard.count)
-    rng = np.random.default_rng(shard.rank)  # every rank has pictures of its own
+    rng = np.random.default_rng(shard.rank)  # every rank has images of its own
     reports = []
     for number in range(steps):
         noise = np.ones((4, max(1, network.noise_width)), np.float32)

@@ -1,6 +1,6 @@
-"""Published methods in NumPy and float64, on one picture, each written down from its own rule: what it keeps and what comes out.
+"""Published methods in NumPy and float64, on one image, each written down from its own rule: what it keeps and what comes out.
 
-A picture is an array of tokens (n, D), [CLS] first, then the patches in order. Blocks are counted from 0.
+An image is an array of tokens (n, D), [CLS] first, then the patches in order. Blocks are counted from 0.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Net:
         x = x - x.mean(-1, keepdims=True)
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * self.p[name + ".weight"] + self.p[name + ".bias"]
 
-    def tokens(self, picture):
-        """Normalised float picture (S, S, 3) to [CLS] and patches with their position embedding."""
-        side, p = len(picture) // self.patch, self.patch
-        cut = [picture[p * r : p * r + p, p * c : p * c + p].reshape(-1) for r in range(side) for c in range(side)]
+    def tokens(self, image):
+        """Normalised float image (S, S, 3) to [CLS] and patches with their position embedding."""
+        side, p = len(image) // self.patch, self.patch
+        cut = [image[p * r : p * r + p, p * c : p * c + p].reshape(-1) for r in range(side) for c in range(side)]
         patches = self.linear("patch_embed.proj", np.array(cut, np.float64))
         return np.concatenate([self.p["cls_token"][0], patches]) + self.p["pos_embed"][0]
 

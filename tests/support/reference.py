@@ -21,7 +21,7 @@ FUSED = 10**6  # position of the first fused token: behind all patches, the next
 
 @dataclass
 class Token:
-    """One token of one sample: where it belongs in the picture and its value (D,)."""
+    """One token of one sample: where it belongs in the image and its value (D,)."""
 
     position: int
     value: np.ndarray
@@ -36,7 +36,7 @@ class Trace:
     """What a forward did. Lists over blocks hold arrays (B, n, D), lists over routes hold arrays (B, ...).
 
     Attributes:
-        kept: per route, positions in the picture of the kept patch tokens, ascending.
+        kept: per route, positions in the image of the kept patch tokens, ascending.
         rankings: per route, what the entering patch tokens were sorted by.
         scores: per route, the weights of the fused token before normalisation (also where nothing is fused).
         cls_attention: of the last block, what [CLS] pays each token of its sequence, itself included, mean over heads.
@@ -81,7 +81,7 @@ def forward(
     exact_gelu: bool = False,
     scores: list[np.ndarray] | None = None,
 ) -> Trace:
-    """Forward of pictures (B, H, W, 3); `scores`, of an earlier trace, takes the place of what the scorers would say.
+    """Forward of images (B, H, W, 3); `scores`, of an earlier trace, takes the place of what the scorers would say.
 
     Fixed scores are what a finite difference needs: by design no gradient flows through a score, so neither the
     selection nor the weights of a fused token may move with the parameters.
@@ -106,10 +106,10 @@ def forward(
     )
 
 
-def _one(net, picture, noise, depth, patch, routes, drop_path, training, fixed) -> _Sample:
+def _one(net, image, noise, depth, patch, routes, drop_path, training, fixed) -> _Sample:
     out = _Sample()
     noise = np.asarray(noise, np.float64)
-    active = net.embed(picture, patch)  # tokens that the next block will see
+    active = net.embed(image, patch)  # tokens that the next block will see
     parked: list[Token] = []  # tokens that bypass it
     out.embed = _matrix(active)
     unread = 2 * depth  # first column of the noise that nobody has used
@@ -204,14 +204,14 @@ class _Network:
             return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
         return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
 
-    def embed(self, picture, patch):
-        rows = picture.shape[0] // patch
+    def embed(self, image, patch):
+        rows = image.shape[0] // patch
         place = self.p["pos_embed"][0]
         tokens = [Token(CLS, self.p["cls_token"][0, 0] + place[0])]
         for position in range(rows * rows):
             top, left = position // rows * patch, position % rows * patch
-            pixels = picture[top : top + patch, left : left + patch]
-            if picture.dtype == np.uint8:
+            pixels = image[top : top + patch, left : left + patch]
+            if image.dtype == np.uint8:
                 pixels = (pixels - MEAN) / STD
             value = self.dense("patch_embed.proj", pixels.ravel().astype(float))
             tokens.append(Token(position, value + place[1 + position]))

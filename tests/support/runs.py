@@ -42,7 +42,7 @@ def make_run():
         entries = last | {f"ema.{name}": value for name, value in averaged.items()}
         parameters = [Parameter(Tensor(value), name=name) for name, value in entries.items()]
         checkpoint.save(folder / "checkpoints", Position(epoch=1, step=10, steps=10), parameters, 1)
-        scores = {"top1": 12.5, "top5": 50.0, "loss": 2.0, "pictures": 70, "images_per_s": 1.0}
+        scores = {"top1": 12.5, "top5": 50.0, "loss": 2.0, "images": 70, "images_per_s": 1.0}
         record = {
             "epoch": 2,
             "trained": "routed",

@@ -166,9 +166,9 @@ def reference_logits(params: dict[str, np.ndarray], images: np.ndarray) -> np.nd
         mixed = np.einsum("bhnm,bhmd->bnhd", weight, qkv[2]).reshape(batch, tokens, width)
         return linear(mixed, f"{name}.proj")
 
-    pictures = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    batch = len(pictures)
-    patches = pictures.transpose(0, 3, 1, 2).reshape(batch, 3, GRID, PATCH, GRID, PATCH)
+    samples = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    batch = len(samples)
+    patches = samples.transpose(0, 3, 1, 2).reshape(batch, 3, GRID, PATCH, GRID, PATCH)
     embedded = np.einsum("bcirjs,dcrs->bijd", patches, p["patch_embed.proj.weight"]) + p["patch_embed.proj.bias"]
     tokens = embedded.reshape(batch, GRID * GRID, WIDTH)
     x = np.concatenate([np.repeat(p["cls_token"], batch, 0), tokens], 1) + p["pos_embed"]

@@ -23,7 +23,7 @@ from support.reference import forward
 from support.weights import random_weights
 
 onnxruntime = pytest.importorskip("onnxruntime")
-# A folder of pictures of ImageNet, if there is one; without it the built-in pictures are enlarged.
+# A folder of images of ImageNet, if there is one; without it the built-in images are enlarged.
 SAMPLE = Path(os.environ.get("SKIPVIT_IMAGENET_SAMPLE", "nowhere"))
 ROUTE = Route(1, 3, 0.5)
 
@@ -58,7 +58,7 @@ def error_line(capsys):
 
 
 def test_onnx_files_answer_as_the_reference(tiny, exported):
-    """In ONNX Runtime: uint8 pictures in, probabilities out, of the averaged weights along the route."""
+    """In ONNX Runtime: uint8 images in, probabilities out, of the averaged weights along the route."""
     images = generate(3, seed=0, split="val").images
     logits = forward(tiny[1], images, np.zeros((3, 8), np.float32), depth=4, heads=2, patch=8, routes=[ROUTE]).logits
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -76,7 +76,7 @@ def test_largest_difference_is_printed_and_nothing_else_is_there(exported):
         "tiny_routed_b1.onnx",
         "tiny_routed_b3.onnx",
     ]
-    assert sum("largest difference from the network on 64 pictures: " in line for line in lines) == 2
+    assert sum("largest difference from the network on 64 images: " in line for line in lines) == 2
     assert "averaged weights, routed forward (trained last)" in lines[0] and "model card: " in lines[-1]
 
 
@@ -86,7 +86,7 @@ def test_the_card_tells_what_was_exported(tiny, exported):
     for row, size in zip(about["files"], (1, 3)):
         assert row["file"] == f"tiny_routed_b{size}.onnx" and row["batch_size"] == size
         assert row["sha256"] == hashlib.sha256((out / row["file"]).read_bytes()).hexdigest()
-        assert row["pictures"] == 64 and row["near_ties"] == 0 and 0 <= row["largest_difference"] <= 1e-4
+        assert row["images"] == 64 and row["near_ties"] == 0 and 0 <= row["largest_difference"] <= 1e-4
     (route,) = about["routes"]
     assert (route["start"], route["end"], route["keep_ratio"], route["scorer"]) == (1, 3, 0.5, "cls_attention")
     assert [block["mlp"] for block in about["tokens_of_blocks"]] == [17, 9, 9, 17]  # 16 patches, 8 of them kept
@@ -105,9 +105,9 @@ def test_the_card_tells_what_was_exported(tiny, exported):
 
 def test_the_card_says_nothing_of_the_machine(tiny):
     config = configuration.read(tiny[0] / "config.yaml").model_dump()
-    config["data"]["path"], config["init"]["weights"] = "/home/somebody/pictures", "/home/somebody/deit.safetensors"
+    config["data"]["path"], config["init"]["weights"] = "/home/somebody/images", "/home/somebody/deit.safetensors"
     shared = card.shareable(configuration.Config(**config))
-    assert (shared["data"]["path"], shared["init"]["weights"]) == ("pictures", "deit.safetensors")
+    assert (shared["data"]["path"], shared["init"]["weights"]) == ("images", "deit.safetensors")
     assert "somebody" not in json.dumps(shared)
 
 
@@ -126,7 +126,7 @@ def test_nothing_is_overwritten(tiny, exported, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in exported[0].iterdir()}
 
 
-def test_mindir_in_parts_dense_and_of_normalised_pictures(tiny, tmp_path, monkeypatch, capsys):
+def test_mindir_in_parts_dense_and_of_normalised_images(tiny, tmp_path, monkeypatch, capsys):
     """MindSpore writes weights above 1 GiB beside the graph; here from the first byte on."""
     monkeypatch.setattr("mindspore.train.serialization.TOTAL_SAVE", 0)
     words = ["--to", "mindir", "--dense", "--last", "--input", "float32", "--check", "5", "--out", str(tmp_path)]
@@ -167,7 +167,7 @@ def test_weights_with_timms_names(tiny, tmp_path, capsys):
 
 @pytest.mark.parametrize("fault", ["wrong", "does not run", "is not written"])
 def test_what_does_not_agree_is_not_kept(tiny, tmp_path, monkeypatch, capsys, fault):
-    monkeypatch.setattr(export, "pictures", lambda *_: generate(4, seed=0, split="val").images)
+    monkeypatch.setattr(export, "images", lambda *_: generate(4, seed=0, split="val").images)
     monkeypatch.setattr(
         export,
         "in_batches",
@@ -181,7 +181,7 @@ def test_what_does_not_agree_is_not_kept(tiny, tmp_path, monkeypatch, capsys, fa
         monkeypatch.setattr(Path, "write_bytes", full_disk)
     assert run("export", [str(tiny[0]), "--to", "onnx", "--dense", "--out", str(tmp_path / "out")]) == 1
     line = error_line(capsys)
-    messages = {"wrong": "does not agree with the network: a probability of picture", "is not written": "No space left"}
+    messages = {"wrong": "does not agree with the network: a probability of image", "is not written": "No space left"}
     assert messages.get(fault, "cannot be written and run") in line and "nothing is kept" in line
     assert not (tmp_path / "out").exists()
 
@@ -200,13 +200,13 @@ def test_near_ties_are_told_apart_and_only_a_few_are_let_pass(monkeypatch):
     class Routed:
         routed = True
 
-    with pytest.raises(RunError, match="picture 3 differs by 0.01, 0.0001 is allowed, on 1 of 20"):
+    with pytest.raises(RunError, match="image 3 differs by 0.01, 0.0001 is allowed, on 1 of 20"):
         agreement.compare(Routed, "name", found, expected, None, 1e-4)
     margins[3] = 1e-7
     row = agreement.compare(Routed, "name", found, expected, None, 1e-4)
     assert row["near_ties"] == 1 and row["largest_difference"] == 0 and "but for 1 where two tokens" in row["verified"]
     found[3] = np.nan
-    with pytest.raises(RunError, match="picture 3"):
+    with pytest.raises(RunError, match="image 3"):
         agreement.compare(Routed, "name", found, expected, None, 1e-4)
     found[3:8] = 0.6
     margins[3:8] = 0
@@ -221,14 +221,14 @@ def test_near_ties_are_told_apart_and_only_a_few_are_let_pass(monkeypatch):
         (["{run}"], 2, "--to"),
         (["nowhere", "--to", "onnx"], 2, "nowhere: not a run folder"),
         (["{run}", "--to", "onnx", "--batch_sizes", "0"], 2, "is not a list of batch sizes"),
-        (["{run}", "--to", "onnx", "--check", "0"], 2, "--check: 0 pictures"),
+        (["{run}", "--to", "onnx", "--check", "0"], 2, "--check: 0 images"),
         (["{run}", "--to", "onnx", "--tolerance", "2"], 2, "--tolerance: 2.0 is outside"),
         (["{run}", "--to", "safetensors", "--input", "float32"], 2, "--to safetensors: weights alone"),
         (["{run}", "--to", "onnx", "--images", "nowhere.jpg"], 2, "nowhere.jpg: No such file"),
         (
             ["{run}", "--to", "onnx", "--data.kind", "image_folder", "--data.path", "nowhere"],
             2,
-            "or give pictures to compare on with --images",
+            "or give images to compare on with --images",
         ),
         (["{run}", "--to", "onnx", "--out", "{run}/config.yaml"], 2, "not a folder"),
         (["{run}", "--to", "onnx", "--model.width", "32"], 1, "a checkpoint of another model"),
@@ -248,13 +248,13 @@ def test_without_the_libraries_it_says_what_to_install(tiny, monkeypatch, capsys
 
 @pytest.fixture(scope="module")
 def sixty_four(tmp_path_factory):
-    """sixty_four(size): paths of 64 pictures."""
+    """sixty_four(size): paths of 64 images."""
 
     def get(size):
         sample = sorted(map(str, SAMPLE.rglob("*.JPEG")))[:64]
         if size == 224 and len(sample) == 64:
             return sample
-        folder = tmp_path_factory.mktemp(f"pictures{size}")
+        folder = tmp_path_factory.mktemp(f"images{size}")
         for i, image in enumerate(generate(64, seed=0, split="val").images):
             Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
         return [str(folder)]
@@ -277,7 +277,7 @@ ROUTES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("routes", ROUTES)
 @pytest.mark.parametrize("size", NETWORKS)
-def test_exports_agree_with_the_network_on_64_pictures(make_run, sixty_four, tmp_path, size, routes):
+def test_exports_agree_with_the_network_on_64_images(make_run, sixty_four, tmp_path, size, routes):
     """Random weights, so that probabilities are far from sure and selections are of all kinds; scores that tie are told apart."""
     data = {"kind": "image_folder", "path": "nowhere"} if size == 224 else {}
     folder, _ = make_run(tmp_path / "run", routes=ROUTES[routes], model=NETWORKS[size], data=data)
@@ -286,7 +286,7 @@ def test_exports_agree_with_the_network_on_64_pictures(make_run, sixty_four, tmp
         forward = "dense" if routes == "dense" else "routed"
         (row,) = json.loads((folder / "export" / f"tiny_{forward}.{kind}.json").read_text())["files"]
         print(f"{size} pixels, {routes}, {kind}: {row['verified']}")
-        assert row["pictures"] == 64 and row["largest_difference"] <= 1e-4 and row["near_ties"] <= 1
+        assert row["images"] == 64 and row["largest_difference"] <= 1e-4 and row["near_ties"] <= 1
 
 
 READ_ALONE = """

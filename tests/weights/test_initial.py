@@ -101,17 +101,17 @@ def test_timm_weights_come_as_convert_translates_them(saved):
 
 
 @pytest.mark.parametrize(("there", "here", "patch"), [(224, 384, 16), (32, 48, 4), (48, 32, 4)])
-def test_other_pictures_resize_the_positions_and_nothing_else(tmp_path, there, here, patch):
+def test_other_images_resize_the_positions_and_nothing_else(tmp_path, there, here, patch):
     original = timm_weights(there, patch=patch)
     save_file(original, tmp_path / "a.safetensors")
     initial = read_initial(config(tmp_path / "a.safetensors", image_size=here, patch=patch))
     old, new = there // patch, here // patch
-    picture = Image.fromarray(original["pos_embed"][0, 1:, 3].reshape(old, old)).resize(
+    image = Image.fromarray(original["pos_embed"][0, 1:, 3].reshape(old, old)).resize(
         (new, new), Image.Resampling.BICUBIC
     )
     resized = initial.weights["pos_embed"]
     assert resized.shape == (1, 1 + new * new, WIDTH) and np.array_equal(resized[0, 0], original["pos_embed"][0, 0])
-    assert np.allclose(resized[0, 1:, 3], np.asarray(picture).ravel(), atol=2e-6)
+    assert np.allclose(resized[0, 1:, 3], np.asarray(image).ravel(), atol=2e-6)
     others = {name: value for name, value in from_timm(original).items() if name != "pos_embed"}
     assert all(np.array_equal(initial.weights[name], value) for name, value in others.items())
     assert f"position embedding resized from {old} x {old} to {new} x {new} (bicubic)" in initial.line

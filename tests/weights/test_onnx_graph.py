@@ -65,11 +65,11 @@ def test_probabilities_equal_the_reference(name):
         "a near tie: float32 may rightly choose otherwise"
     )
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert np.ptp(expected, axis=0).max() > 0.02  # pictures differ
+    assert np.ptp(expected, axis=0).max() > 0.02  # images differ
 
 
 @pytest.mark.parametrize("erf", [False, True])
-def test_pictures_that_are_normalised_already(erf):
+def test_images_that_are_normalised_already(erf):
     weights = random_weights(*SIZE[:2], PATCH, IMAGE // PATCH, CLASSES, seed=5)
     images = np.random.default_rng(1).normal(size=(1, IMAGE, IMAGE, 3)).astype(np.float32)
     found, expected, _ = both(weights, CASES["one route"], images, erf)

@@ -1,4 +1,4 @@
-"""`skipvit audit`: does every operator of a run's graphs have a kernel on the AI cores of an Ascend 910A? No card is needed."""
+"""`skipvit audit`: does every operator of a run's graphs have a kernel on the AI cores of an Ascend 910A? No device is needed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from skipvit.measure.synthetic import UPDATES_PER_EPOCH, random_batch
 from skipvit.util.errors import RunError, UsageError
 
 EPILOG = """The training step and the evaluation step of each phase are built as for Ascend, compiled by MindSpore on the CPU
-as far as no card is needed, and read operator by operator. What that proves and what it does not: docs/audit.md.
+as far as no device is needed, and read operator by operator. What that proves and what it does not: docs/audit.md.
 
 examples:
   skipvit audit --config configs/skipvit_small_imagenet.yaml
@@ -52,7 +52,7 @@ def parser() -> configuration.OneLineParser:
         help="YAML file of a run",
     )
     result.add_argument(
-        "--cards", type=int, default=8, metavar="N", help="cards that average their gradients (default: 8)"
+        "--devices", type=int, default=8, metavar="N", help="devices that average their gradients (default: 8)"
     )
     result.add_argument("--json", action="store_true", help="print one JSON object")
     return result
@@ -60,16 +60,16 @@ def parser() -> configuration.OneLineParser:
 
 def main(words: list[str]) -> None:
     config, options = configuration.from_words(parser(), words)
-    if options.cards < 1:
-        raise UsageError(f"--cards: {options.cards} is not a number of cards; use 1 or more")
-    graphs = audit(config, options.cards)
+    if options.devices < 1:
+        raise UsageError(f"--devices: {options.devices} is not a number of devices; use 1 or more")
+    graphs = audit(config, options.devices)
     print(json.dumps(as_dict(graphs)) if options.json else as_text(graphs))
     wrong = sum(verdict.wrong for audited in graphs.values() for _, verdict in audited)
     if wrong:
         raise RunError(f"{wrong} operators are not for the AI cores of an Ascend 910A; the findings name them")
 
 
-def audit(config: Config, cards: int) -> dict[str, Audited]:
+def audit(config: Config, devices: int) -> dict[str, Audited]:
     """Every operator of each graph of a run, and which unit runs it.
 
     Raises:
@@ -77,7 +77,7 @@ def audit(config: Config, cards: int) -> dict[str, Audited]:
     """
     distributed.start("cpu")
     rows, result = table(), {}
-    for name, build in tqdm(steps(config, cards).items(), desc="compiling", unit="graph", disable=None, leave=False):
+    for name, build in tqdm(steps(config, devices).items(), desc="compiling", unit="graph", disable=None, leave=False):
         try:
             model = export(*build())
         except (RuntimeError, ValueError, TypeError) as error:
@@ -88,17 +88,17 @@ def audit(config: Config, cards: int) -> dict[str, Audited]:
     return result
 
 
-def steps(config: Config, cards: int) -> dict[str, Callable[[], tuple]]:
+def steps(config: Config, devices: int) -> dict[str, Callable[[], tuple]]:
     """For each graph of a run, a function that gives its cell, as on Ascend, and a batch."""
     network = build_network(config, "ascend")
-    optimizer = build_optimizer(config, network, UPDATES_PER_EPOCH * config.optim.accumulate, cards)
+    optimizer = build_optimizer(config, network, UPDATES_PER_EPOCH * config.optim.accumulate, devices)
     state = build_state(config, optimizer, "ascend")
-    average = distributed.gradient_average(optimizer.parameters, Shard(0, cards))
+    average = distributed.gradient_average(optimizer.parameters, Shard(0, devices))
     batch = random_batch(config, network.noise_width)
 
     def train(routed: bool) -> tuple:
         loss = TrainingLoss(network, routed, config.optim.label_smoothing, build_mixer(config))
-        return TrainStep(loss, optimizer, state, config.optim.clip_norm, average, cards).set_train(), *batch
+        return TrainStep(loss, optimizer, state, config.optim.clip_norm, average, devices).set_train(), *batch
 
     def evaluate(routed: bool) -> tuple:
         return EvalStep(network, routed).set_train(False), *batch[:3]

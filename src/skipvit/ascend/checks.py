@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from skipvit.ascend import machine as facts
-from skipvit.ascend.machine import Card, Machine
+from skipvit.ascend.machine import Device, Machine
 
-CORES_A_CARD = 4.6  # docs/data.md: 1000 pictures/s with the whole recipe
+CORES_A_DEVICE = 4.6  # docs/data.md: 1000 images/s with the whole recipe
 MIB_A_PROCESS = 2048  # MindSpore with a tiny network takes about 600, see the last line of the table
 GUIDE = "docs/ascend.md"
 JOB = (
@@ -52,7 +52,7 @@ class Visit:
     device: str = "auto"
     runs: Path = Path("runs")
     run: list[str] = field(default_factory=list)
-    cards: list[Card] = field(default_factory=list)
+    devices: list[Device] = field(default_factory=list)
 
     @property
     def bad(self) -> Literal["warning", "fails"]:
@@ -128,56 +128,56 @@ def driver(visit: Visit) -> Iterator[Row]:
 
 # What npu-smi says instead of its table, and what to do.
 SMI_ERRORS = {
-    "-8020": "another container or process holds the cards: stop it, or give this one other cards",
-    "-8005": "the driver is not loaded (restart after an update), or another container holds the cards (stop it)",
+    "-8020": "another container or process holds the devices: stop it, or give this one other devices",
+    "-8005": "the driver is not loaded (restart after an update), or another container holds the devices (stop it)",
 }
 
 
-def cards(visit: Visit) -> Iterator[Row]:
+def devices(visit: Visit) -> Iterator[Row]:
     smi = visit.machine.which("npu-smi")
     if smi is None:
         do = "install the driver; in a container mount npu-smi, /usr/local/dcmi and the driver's folder"
-        yield visit.missing("cards", "no npu-smi on the PATH", do)
+        yield visit.missing("devices", "no npu-smi on the PATH", do)
         return
     answer = visit.machine.run([smi, "info"])
-    visit.cards = facts.parse_npu_smi(answer.text)
-    if not visit.cards:
+    visit.devices = facts.parse_npu_smi(answer.text)
+    if not visit.devices:
         printed = f"it printed: {facts.said(answer.text.splitlines()) or 'nothing'}"
         known = (do for code, do in SMI_ERRORS.items() if code in answer.text)
         found = f"npu-smi info: {', '.join(filter(None, (answer.problem, printed)))}"
-        yield visit.missing("cards", found, next(known, "run `npu-smi info` by hand; see the driver's log"))
+        yield visit.missing("devices", found, next(known, "run `npu-smi info` by hand; see the driver's log"))
         return
-    names = ", ".join(f"{count} x {name}" for name, count in Counter(card.name for card in visit.cards).items())
-    if all(card.first_generation for card in visit.cards):
+    names = ", ".join(f"{count} x {name}" for name, count in Counter(device.name for device in visit.devices).items())
+    if all(device.first_generation for device in visit.devices):
         yield Row(
-            "cards", f"{names}, first generation (910A), npu-smi {facts.npu_smi_version(answer.text) or 'unknown'}"
+            "devices", f"{names}, first generation (910A), npu-smi {facts.npu_smi_version(answer.text) or 'unknown'}"
         )
     else:
         do = "this project is written for 910A; check results yourself"
-        yield Row("cards", f"{names}: not the first generation", "warning", do)
+        yield Row("devices", f"{names}: not the first generation", "warning", do)
     yield from _health(visit)
 
 
 def _health(visit: Visit) -> Iterator[Row]:
     """`npu-smi` knows OK, Warning, Alarm, Critical and UNKNOWN."""
-    ill = [card for card in visit.cards if card.health.upper() != "OK"]
+    ill = [device for device in visit.devices if device.health.upper() != "OK"]
     if ill:
-        worst = visit.bad if any(card.health.upper() != "WARNING" for card in ill) else "warning"
-        said = ", ".join(f"card {card.number}: {card.health}" for card in ill)
-        yield Row("card health", said, worst, f"npu-smi info -t health -i {ill[0].number} gives the error code")
+        worst = visit.bad if any(device.health.upper() != "WARNING" for device in ill) else "warning"
+        said = ", ".join(f"device {device.number}: {device.health}" for device in ill)
+        yield Row("device health", said, worst, f"npu-smi info -t health -i {ill[0].number} gives the error code")
     else:
-        yield Row("card health", "OK")
-    used = [card for card in visit.cards if card.hbm_mb and card.hbm_used_mb > card.hbm_mb // 8]
+        yield Row("device health", "OK")
+    used = [device for device in visit.devices if device.hbm_mb and device.hbm_used_mb > device.hbm_mb // 8]
     if used:
-        said = ", ".join(f"card {card.number}: {card.hbm_used_mb} of {card.hbm_mb} MB" for card in used)
-        yield Row("card memory", f"in use, {said}", "warning", "npu-smi info lists the processes; stop them or wait")
+        said = ", ".join(f"device {device.number}: {device.hbm_used_mb} of {device.hbm_mb} MB" for device in used)
+        yield Row("device memory", f"in use, {said}", "warning", "npu-smi info lists the processes; stop them or wait")
 
 
 def _davinci(machine: Machine) -> list[str]:
     return [name for name in machine.names("/dev") if re.fullmatch(r"davinci\d+", name)]
 
 
-def card_files(visit: Visit) -> Iterator[Row]:
+def device_files(visit: Visit) -> Iterator[Row]:
     """The device files, and whether this user may use them."""
     machine, files = visit.machine, _davinci(visit.machine)
     if not files:
@@ -196,9 +196,9 @@ def card_files(visit: Visit) -> Iterator[Row]:
     elif closed:
         do = "usermod -aG HwHiAiUser $USER (or the driver's group), then log in anew"
         yield Row("device files", f"/dev/{closed[0]} may not be used by this user", visit.bad, do)
-    elif visit.cards and len(visit.cards) != len(files):
+    elif visit.devices and len(visit.devices) != len(files):
         do = "compare npu-smi info with ls /dev/davinci*"
-        yield Row("device files", f"{len(files)} of {len(visit.cards)} cards have one", "warning", do)
+        yield Row("device files", f"{len(files)} of {len(visit.devices)} devices have one", "warning", do)
     else:
         yield Row("device files", f"{len(files)}: /dev/{files[0]}" + (" ..." if len(files) > 1 else ""))
 
@@ -244,7 +244,7 @@ def cann_environment(visit: Visit) -> Iterator[Row]:
 
 
 def cann_packages(visit: Visit) -> Iterator[Row]:
-    """CANN's own Python packages, which MindSpore imports when it compiles for a card."""
+    """CANN's own Python packages, which MindSpore imports when it compiles for a device."""
     known = facts.find_cann(visit.machine)
     if known is None:
         return
@@ -261,33 +261,31 @@ def cann_packages(visit: Visit) -> Iterator[Row]:
 
 
 def addresses(visit: Visit) -> Iterator[Row]:
-    """The network ports of the cards: several servers and rank tables need them."""
+    """The network ports of the devices: several servers and rank tables need them."""
     text = visit.machine.read("/etc/hccn.conf")
     found = facts.parse_hccn(text or "")
-    count = len(visit.cards) or len(_davinci(visit.machine))
-    do = "several servers and rank tables need one a card: hccn_tool -i 0 -ip -s address 192.168.100.101 netmask 255.255.255.0"
+    count = len(visit.devices) or len(_davinci(visit.machine))
+    do = "several servers and rank tables need one a device: hccn_tool -i 0 -ip -s address 192.168.100.101 netmask 255.255.255.0"
     if not found and count <= 1:
-        yield Row("card addresses", "one card needs none" if count else "no cards that need any")
+        yield Row("device addresses", "one device needs none" if count else "no devices that need any")
     elif not found:
         yield Row(
-            "card addresses",
+            "device addresses",
             "none in /etc/hccn.conf" if text is not None else "no readable /etc/hccn.conf",
             "warning",
             do,
         )
     elif len(found) < count or len(set(found.values())) < len(found):
-        what = f"{len(found)} for {count} cards" if len(found) < count else "one address twice"
-        yield Row("card addresses", f"/etc/hccn.conf: {what}", "warning", do)
+        what = f"{len(found)} for {count} devices" if len(found) < count else "one address twice"
+        yield Row("device addresses", f"/etc/hccn.conf: {what}", "warning", do)
     else:
-        yield Row("card addresses", f"{len(found)} in /etc/hccn.conf: {next(iter(found.values()))} ...")
+        yield Row("device addresses", f"{len(found)} in /etc/hccn.conf: {next(iter(found.values()))} ...")
 
 
 def processors(visit: Visit) -> Iterator[Row]:
     cores = facts.processors(visit.machine)
-    if visit.cards and cores < CORES_A_CARD * len(visit.cards):
-        need = (
-            f"{CORES_A_CARD * len(visit.cards):.0f} for {len(visit.cards)} cards at 1000 pictures/s each (docs/data.md)"
-        )
+    if visit.devices and cores < CORES_A_DEVICE * len(visit.devices):
+        need = f"{CORES_A_DEVICE * len(visit.devices):.0f} for {len(visit.devices)} devices at 1000 images/s each (docs/data.md)"
         do = "measure with `skipvit pipeline`; less augmentation needs fewer"
         yield Row("cores", f"{cores:g}, wanted: {need}", "warning", do)
     else:
@@ -295,7 +293,7 @@ def processors(visit: Visit) -> Iterator[Row]:
 
 
 def memory(visit: Visit) -> Iterator[Row]:
-    mib, need = facts.memory_mib(visit.machine), MIB_A_PROCESS * max(1, len(visit.cards))
+    mib, need = facts.memory_mib(visit.machine), MIB_A_PROCESS * max(1, len(visit.devices))
     if mib is None:
         yield Row("memory", "unknown", "warning", "compare `free -g` with what a run takes")
     elif mib < need:
@@ -371,7 +369,7 @@ def launcher(visit: Visit) -> Iterator[Row]:
     """run_distributed.sh and msrun start the `python` on the PATH, which need not be the one that has MindSpore."""
     machine = visit.machine
     msrun, started = machine.which("msrun"), machine.which("python")
-    do = "activate the environment that has MindSpore, or put its bin folder first (several cards only)"
+    do = "activate the environment that has MindSpore, or put its bin folder first (several devices only)"
     if started is None or msrun is None:
         yield Row("launcher", f"no {'msrun' if started else 'python'} on the PATH", "warning", do)
         return
@@ -383,5 +381,5 @@ def launcher(visit: Visit) -> Iterator[Row]:
 
 
 GENERAL = (python, packages)
-ASCEND = (driver, cards, card_files, cann, cann_environment, cann_packages, addresses)
+ASCEND = (driver, devices, device_files, cann, cann_environment, cann_packages, addresses)
 HOST = (processors, memory, shared_memory, disk, variables, launcher)

@@ -129,12 +129,12 @@ def _loaded(visit: Visit, result: dict) -> Iterator[Row]:
         yield Row("import MindSpore", result["error"], "fails", do)
         return
     seconds = f"{result['version']} in {result['seconds']:.1f} s"
-    if visit.device == "cpu" or result["cards"]:
-        cards = f", sees {result['cards']} cards" if result["cards"] else ""
-        yield Row("import MindSpore", seconds + cards)
+    if visit.device == "cpu" or result["devices"]:
+        devices = f", sees {result['devices']} devices" if result["devices"] else ""
+        yield Row("import MindSpore", seconds + devices)
     else:
         row = visit.missing(
-            "cards in MindSpore", result["reason"] or "MindSpore sees none", f"mend the lines above; see {GUIDE}"
+            "devices in MindSpore", result["reason"] or "MindSpore sees none", f"mend the lines above; see {GUIDE}"
         )
         yield Row("import MindSpore", seconds)
         yield row
@@ -145,7 +145,7 @@ def _data_engine(result: dict) -> Iterator[Row]:
         do = 'pip install "numpy<2" and the other packages of requirements.txt'
         yield Row("data engine", result["error"], "fails", do)
     else:
-        yield Row("data engine", f"{result['pictures']} pictures in {result['seconds']:.1f} s")
+        yield Row("data engine", f"{result['images']} images in {result['seconds']:.1f} s")
 
 
 def _run(visit: Visit, result: dict) -> Iterator[Row]:
@@ -153,7 +153,7 @@ def _run(visit: Visit, result: dict) -> Iterator[Row]:
         yield Row("run", result["error"], "fails", "correct the file, the keys or the data that it names")
         return
     sizes = (
-        f"{result['train']:,} + {result['val']:,} pictures in {result['classes']} classes, {result['decoded']} decoded"
+        f"{result['train']:,} + {result['val']:,} images in {result['classes']} classes, {result['decoded']} decoded"
     )
     if result["broken"]:
         state = "warning" if result["decoded"] else "fails"
@@ -161,7 +161,7 @@ def _run(visit: Visit, result: dict) -> Iterator[Row]:
             "data",
             f"{sizes}; broken: {result['broken'][0]}",
             state,
-            "replace broken pictures; data.broken_share allows some",
+            "replace broken images; data.broken_share allows some",
         )
     else:
         yield Row("data", sizes)

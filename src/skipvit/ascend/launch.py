@@ -1,4 +1,4 @@
-"""`skipvit launch`: train or evaluate in several processes, one a card; `run_distributed.sh` is its door."""
+"""`skipvit launch`: train or evaluate in several processes, one a device; `run_distributed.sh` is its door."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skipvit.ascend.checks import JOB
-from skipvit.ascend.rank_table import Card, cards_of
+from skipvit.ascend.rank_table import Device, devices_of
 from skipvit.cli import eval as evaluate
 from skipvit.config import config as configuration
 from skipvit.data.pipeline import Shard
@@ -24,7 +24,7 @@ from skipvit.util.errors import RunError, UsageError
 from skipvit.util.processes import LAUNCHER, Job, adopt_orphans, end, members, refuse_missing
 from skipvit.util.signals import stop_signals
 
-MSRUN_ENDS_WITHIN_S = 120  # it imports MindSpore and, to bind cores, asks for the cards
+MSRUN_ENDS_WITHIN_S = 120  # it imports MindSpore and, to bind cores, asks for the devices
 EPILOG = """examples:
   ./run_distributed.sh 8 --config configs/skipvit_small_imagenet.yaml --data.path /data/imagenet
   ./run_distributed.sh 8 --config configs/skipvit_small_imagenet.yaml --data.path /data/imagenet --resume auto
@@ -39,7 +39,7 @@ exit codes: 0 done, 1 failed, 2 refused before it began, 3 stopped by SIGTERM, S
 def parser() -> configuration.OneLineParser:
     result = configuration.OneLineParser(
         prog="run_distributed.sh",
-        description="Train or evaluate on several cards, with MindSpore's msrun.",
+        description="Train or evaluate on several devices, with MindSpore's msrun.",
         epilog=EPILOG,
     )
     result.add_argument("--eval", action="store_true", help="eval.py instead of train.py")
@@ -53,10 +53,10 @@ def parser() -> configuration.OneLineParser:
     )
     result.add_argument("--rank_table", metavar="FILE", help="start by rank table instead of msrun (Ascend only)")
     result.add_argument(
-        "--bind_core", action="store_true", help="have msrun bind each process to CPU cores near its card"
+        "--bind_core", action="store_true", help="have msrun bind each process to CPU cores near its device"
     )
     result.add_argument("--log_dir", metavar="FOLDER", help="folder of worker_<rank>.log (default: logs/<run>)")
-    result.add_argument("cards", metavar="CARDS", help="number of cards, or processes, on this machine")
+    result.add_argument("devices", metavar="DEVICES", help="number of devices, or processes, on this machine")
     result.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="...", help="options of train.py (with --eval: of eval.py)"
     )
@@ -69,20 +69,20 @@ def main(words: list[str]) -> int:
     config = (evaluate if options.eval else train).read(options.words)  # what is cheap to see comes first
     found = ascend_devices()
     check_devices(options, distributed.choose(config.device), found)
-    cards = None
+    devices = None
     if options.rank_table:
-        cards = cards_of(Path(options.rank_table), options.node_rank, options.nnodes, options.cards)
-        refuse_unknown(cards, found, options.rank_table)
-    elif options.nnodes * options.cards == 1:
-        cards = [Card(0, 0)]  # which needs no msrun
+        devices = devices_of(Path(options.rank_table), options.node_rank, options.nnodes, options.devices)
+        refuse_unknown(devices, found, options.rank_table)
+    elif options.nnodes * options.devices == 1:
+        devices = [Device(0, 0)]  # which needs no msrun
     else:
         check_port(options)
-    first = cards[0].rank if cards else options.node_rank * options.cards
-    (evaluate if options.eval else train).check(options.words, Shard(first, options.nnodes * options.cards))
+    first = devices[0].rank if devices else options.node_rank * options.devices
+    (evaluate if options.eval else train).check(options.words, Shard(first, options.nnodes * options.devices))
     log_dir = Path(options.log_dir or Path("logs") / (config.name + "_eval" * options.eval))
-    with own_logs(log_dir, range(first, first + options.cards), options.node_rank):
-        print(f"{options.cards} process{'es' * (options.cards > 1)}, output in {log_dir}", flush=True)
-        return follow(options, cards, log_dir)
+    with own_logs(log_dir, range(first, first + options.devices), options.node_rank):
+        print(f"{options.devices} process{'es' * (options.devices > 1)}, output in {log_dir}", flush=True)
+        return follow(options, devices, log_dir)
 
 
 @contextmanager
@@ -107,16 +107,16 @@ def own_logs(log_dir: Path, ranks: Iterable[int], node_rank: int) -> Iterator[No
         yield
 
 
-def follow(options: argparse.Namespace, cards: list[Card] | None, log_dir: Path) -> int:
+def follow(options: argparse.Namespace, devices: list[Device] | None, log_dir: Path) -> int:
     """Start the processes and stay with them to the end, whatever signals come."""
     stops: list[int] = []
     asked = {number: signal.signal(number, lambda *_: stops.append(1)) for number in stop_signals()}
     adopt_orphans()
     try:
-        start_by_msrun(options, log_dir, stops) if cards is None else start_directly(options, cards, log_dir)
+        start_by_msrun(options, log_dir, stops) if devices is None else start_directly(options, devices, log_dir)
         found = members(log_dir)
-        first = options.node_rank * options.cards
-        expected = [card.rank for card in cards] if cards else list(range(first, first + options.cards))
+        first = options.node_rank * options.devices
+        expected = [device.rank for device in devices] if devices else list(range(first, first + options.devices))
         refuse_missing(found, expected, log_dir)
         ranks = [member for member in found if member.rank is not None]
         # msrun starts a second scheduler where two machines are one; it is ended, and of no other concern.
@@ -133,27 +133,27 @@ def follow(options: argparse.Namespace, cards: list[Card] | None, log_dir: Path)
 
 
 def read_words(words: list[str]) -> argparse.Namespace:
-    """The command line. Raises UsageError: as the parser does, and options on the wrong side of CARDS."""
+    """The command line. Raises UsageError: as the parser does, and options on the wrong side of DEVICES."""
     own = parser()
     try:
         options = own.parse_args(words)
     except UsageError as error:
-        raise UsageError(f"{error}; options of train.py come after CARDS") from None
+        raise UsageError(f"{error}; options of train.py come after DEVICES") from None
     misplaced = [
         word for word in options.words if word.startswith("--") and word.split("=")[0] in own._option_string_actions
     ]
     if misplaced and misplaced[0] != "--help":
         raise UsageError(
-            f"{misplaced[0]}: the launcher's options come before CARDS, those of train.py after it (see --help)"
+            f"{misplaced[0]}: the launcher's options come before DEVICES, those of train.py after it (see --help)"
         )
     return options
 
 
 def check_words(options: argparse.Namespace) -> None:
     """The launcher's own options. Raises UsageError."""
-    if not options.cards.isdecimal() or int(options.cards) < 1:
-        raise UsageError(f"CARDS: the number of cards on this machine, got '{options.cards}' (see --help)")
-    options.cards = int(options.cards)
+    if not options.devices.isdecimal() or int(options.devices) < 1:
+        raise UsageError(f"DEVICES: the number of devices on this machine, got '{options.devices}' (see --help)")
+    options.devices = int(options.devices)
     if options.nnodes < 1 or not 0 <= options.node_rank < options.nnodes:
         raise UsageError(
             f"--node_rank: {options.node_rank} is not one of --nnodes {options.nnodes} machines, which count from 0"
@@ -165,29 +165,29 @@ def check_words(options: argparse.Namespace) -> None:
 
 
 def ascend_devices(dev: Path = Path("/dev")) -> list[int]:
-    """Numbers of the Ascend cards that a process here may use."""
+    """Numbers of the Ascend devices that a process here may use."""
     found = sorted(int(path.name[7:]) for path in dev.glob("davinci[0-9]*") if path.name[7:].isdecimal())
     visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES", "").strip()
     return [i for i in found if str(i) in visible.split(",")] if visible else found
 
 
-def check_devices(options: argparse.Namespace, device: str, cards: list[int]) -> None:
-    """Raises UsageError if there are not as many cards, or none where they are needed."""
+def check_devices(options: argparse.Namespace, device: str, devices: list[int]) -> None:
+    """Raises UsageError if there are not as many devices, or none where they are needed."""
     if device == "ascend":
-        if options.cards > len(cards):
+        if options.devices > len(devices):
             raise UsageError(
-                f"CARDS: {options.cards} asked for, this machine has {len(cards)} that may be used; "
+                f"DEVICES: {options.devices} asked for, this machine has {len(devices)} that may be used; "
                 f"see npu-smi info and ASCEND_RT_VISIBLE_DEVICES"
             )
     elif options.rank_table:
-        raise UsageError("--rank_table: rank tables are for Ascend cards, and this run is on the CPU; leave it out")
-    elif options.cards > (os.cpu_count() or 1):
-        print(f"warning: {options.cards} processes on {os.cpu_count()} CPU cores will be slow", file=sys.stderr)
+        raise UsageError("--rank_table: rank tables are for Ascend devices, and this run is on the CPU; leave it out")
+    elif options.devices > (os.cpu_count() or 1):
+        print(f"warning: {options.devices} processes on {os.cpu_count()} CPU cores will be slow", file=sys.stderr)
 
 
-def refuse_unknown(cards: list[Card], found: list[int], table: str) -> None:
-    """Raises UsageError if a rank table names a card that is not there."""
-    unknown = [card.device for card in cards if card.device not in found]
+def refuse_unknown(devices: list[Device], found: list[int], table: str) -> None:
+    """Raises UsageError if a rank table names a device that is not there."""
+    unknown = [device.device for device in devices if device.device not in found]
     if unknown:
         raise UsageError(
             f"{table}: the rank table has device_id {unknown[0]}, this machine has {', '.join(map(str, found))}"
@@ -249,8 +249,8 @@ def start_by_msrun(options: argparse.Namespace, log_dir: Path, stops: list[int])
         "mindspore.parallel.cluster.run",
         "--join=False",
         f"--bind_core={options.bind_core}",
-        f"--worker_num={options.nnodes * options.cards}",
-        f"--local_worker_num={options.cards}",
+        f"--worker_num={options.nnodes * options.devices}",
+        f"--local_worker_num={options.devices}",
         f"--node_rank={options.node_rank}",
         f"--master_addr={options.master_addr}",
         f"--master_port={options.master_port}",
@@ -274,13 +274,13 @@ def start_by_msrun(options: argparse.Namespace, log_dir: Path, stops: list[int])
         raise RunError(f"msrun {how}: {lines[-1]}; see {log}")
 
 
-def start_directly(options: argparse.Namespace, cards: list[Card], log_dir: Path) -> None:
+def start_directly(options: argparse.Namespace, devices: list[Device], log_dir: Path) -> None:
     """Start the ranks of this machine as a rank table says, or the only one there is."""
-    common = own_environment() | {"RANK_SIZE": str(options.nnodes * options.cards)}
+    common = own_environment() | {"RANK_SIZE": str(options.nnodes * options.devices)}
     if options.rank_table:
         common["RANK_TABLE_FILE"] = str(Path(options.rank_table).resolve())
-    for card in cards:
-        environment = common | {"RANK_ID": str(card.rank), "DEVICE_ID": str(card.device)}
-        with open(log_dir / f"worker_{card.rank}.log", "w") as log:
+    for device in devices:
+        environment = common | {"RANK_ID": str(device.rank), "DEVICE_ID": str(device.device)}
+        with open(log_dir / f"worker_{device.rank}.log", "w") as log:
             words = [sys.executable, *command(options)]
             subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)

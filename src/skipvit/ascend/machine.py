@@ -1,4 +1,4 @@
-"""What a machine has, read from its files and commands without MindSpore: Ascend cards, driver, CANN, memory, packages.
+"""What a machine has, read from its files and commands without MindSpore: Ascend devices, driver, CANN, memory, packages.
 
 Everything that is read may be missing, unreadable or nonsense; then there is less to tell, and no exception.
 """
@@ -159,7 +159,7 @@ def _signal_name(number: int) -> str:
 
 
 @dataclass(frozen=True)
-class Card:
+class Device:
     """A chip of `npu-smi info`."""
 
     number: int
@@ -175,23 +175,25 @@ class Card:
         return known and (self.hbm_mb is None or self.hbm_mb <= FIRST_GENERATION_HBM_MB)
 
 
-def parse_npu_smi(text: str) -> list[Card]:
+def parse_npu_smi(text: str) -> list[Device]:
     """The chips in the table that `npu-smi info` prints: two lines each, name and health, then bus and memory."""
-    cards: list[Card] = []
+    devices: list[Device] = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if len(cells) != 3:
             continue  # processes have four columns
         first = re.fullmatch(r"(\d{1,4})\s+(\d*[A-Za-z][\w.-]*|\d{3,}[\w.-]*)", cells[0])
         if first and re.fullmatch(r"[A-Za-z]+", cells[1]):
-            cards.append(Card(int(first[1]), first[2], cells[1]))
-        elif cards and cards[-1].hbm_mb is None and re.match(r"[0-9A-Fa-f]{4}:", cells[1]):
-            memory = re.findall(r"(\d+)\s*/\s*(\d+)", cells[2])  # of the card's own processor, then of its main memory
+            devices.append(Device(int(first[1]), first[2], cells[1]))
+        elif devices and devices[-1].hbm_mb is None and re.match(r"[0-9A-Fa-f]{4}:", cells[1]):
+            memory = re.findall(
+                r"(\d+)\s*/\s*(\d+)", cells[2]
+            )  # of the device's own processor, then of its main memory
             if memory:
                 used, total = (int(number) for number in memory[-1])
-                card = cards.pop()
-                cards.append(Card(card.number, card.name, card.health, used, total))
-    return cards
+                device = devices.pop()
+                devices.append(Device(device.number, device.name, device.health, used, total))
+    return devices
 
 
 def npu_smi_version(text: str) -> str | None:
@@ -281,7 +283,7 @@ def find_driver(machine: Machine, part: str) -> str | None:
 
 
 def parse_hccn(text: str) -> dict[int, str]:
-    """Addresses of the cards' own network ports in /etc/hccn.conf (`address_0=192.168.100.101`)."""
+    """Addresses of the devices' own network ports in /etc/hccn.conf (`address_0=192.168.100.101`)."""
     found = re.findall(r"^\s*(?:IPv6)?address_(\d{1,4})\s*=\s*([0-9A-Fa-f.:]+)\s*$", text, re.MULTILINE)
     return {int(number): address for number, address in found}
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 MARK = "@probe "  # before each result: drivers print lines of their own
-SAMPLE = 8  # pictures of each split that are decoded
+SAMPLE = 8  # images of each split that are decoded
 STEPS = 8  # training steps; in float16 the first may be skipped, until the loss scale fits
 
 
@@ -54,13 +54,13 @@ def _attempt(stage: Callable[[], dict]) -> dict:
 
 
 def load() -> dict:
-    """Import MindSpore; how many cards it sees, or why it has no Ascend part."""
+    """Import MindSpore; how many devices it sees, or why it has no Ascend part."""
     import mindspore
     from mindspore import device_context
 
-    result = {"version": mindspore.__version__, "cards": 0, "reason": ""}
+    result = {"version": mindspore.__version__, "devices": 0, "reason": ""}
     if device_context.ascend.is_available():
-        result["cards"] = device_context.ascend.device_count()
+        result["devices"] = device_context.ascend.device_count()
     else:
         from mindspore._c_expression import MSContext
 
@@ -70,7 +70,7 @@ def load() -> dict:
 
 
 def _tiny_run():
-    """A run whose step compiles in seconds: routed, on the built-in pictures."""
+    """A run whose step compiles in seconds: routed, on the built-in images."""
     from skipvit.config.config import Config
 
     return Config(
@@ -82,15 +82,15 @@ def _tiny_run():
 
 
 def read_dataset() -> dict:
-    """Take an epoch of pictures through the training pipeline and MindSpore's data engine."""
+    """Take an epoch of images through the training pipeline and MindSpore's data engine."""
     from skipvit.engine.build import batches_of, open_source
 
     config = _tiny_run()
     batches = batches_of(config, open_source(config, "train"), 1, training=True)()
     read = sum(len(images) for images, *_ in batches.dataset().create_tuple_iterator(num_epochs=1, output_numpy=True))
     if read != config.data.train_size:
-        raise RuntimeError(f"MindSpore's data engine gave {read} pictures of {config.data.train_size}")
-    return {"pictures": read}
+        raise RuntimeError(f"MindSpore's data engine gave {read} images of {config.data.train_size}")
+    return {"images": read}
 
 
 def train_a_step(device: str) -> dict:
@@ -125,7 +125,7 @@ def train_a_step(device: str) -> dict:
 
 
 def read_run(words: list[str]) -> dict:
-    """Read a run's configuration, open its data, decode a few pictures; how large its checkpoints will be."""
+    """Read a run's configuration, open its data, decode a few images; how large its checkpoints will be."""
     from skipvit import config as configuration
     from skipvit.data.pipeline import Shard, training_steps
     from skipvit.engine.build import open_source
@@ -144,13 +144,13 @@ def read_run(words: list[str]) -> dict:
 
 
 def _decode(config, source, i: int, result: dict) -> None:
-    from skipvit.data.augment import BrokenPicture, validation_picture
+    from skipvit.data.augment import BrokenImage, validation_image
     from skipvit.util.errors import DamagedRecord
 
     try:
-        validation_picture(source.read(i), config.model.image_size, config.data.eval_crop)
+        validation_image(source.read(i), config.model.image_size, config.data.eval_crop)
         result["decoded"] += 1
-    except (BrokenPicture, DamagedRecord, OSError) as error:
+    except (BrokenImage, DamagedRecord, OSError) as error:
         result["broken"].append(
             f"{source.name(i)}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         )

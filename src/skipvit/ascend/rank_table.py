@@ -1,4 +1,4 @@
-"""Rank tables: the file in which some Ascend clusters say which card is which rank."""
+"""Rank tables: the file in which some Ascend clusters say which device is which rank."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from skipvit.util.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Card:
-    """A card of this server: its number here, and its rank in the run."""
+class Device:
+    """A device of this server: its number here, and its rank in the run."""
 
     device: int
     rank: int
 
 
-def cards_of(path: Path, server: int, servers: int, count: int) -> list[Card]:
-    """The cards of one server of a rank table (version 1.0), by rank.
+def devices_of(path: Path, server: int, servers: int, count: int) -> list[Device]:
+    """The devices of one server of a rank table (version 1.0), by rank.
 
     Args:
         server: which of the table's servers this one is, from 0.
-        servers, count: how many servers, and cards on each, the run is to have.
+        servers, count: how many servers, and devices on each, the run is to have.
 
     Raises:
-        UsageError: no such file, not a rank table, or one of another number of servers or cards.
+        UsageError: no such file, not a rank table, or one of another number of servers or devices.
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
@@ -34,7 +34,7 @@ def cards_of(path: Path, server: int, servers: int, count: int) -> list[Card]:
     except ValueError as error:
         raise UsageError(f"{path}: the rank table is not JSON ({error})") from None
     try:
-        found = [[Card(int(d["device_id"]), int(d["rank_id"])) for d in s["device"]] for s in table["server_list"]]
+        found = [[Device(int(d["device_id"]), int(d["rank_id"])) for d in s["device"]] for s in table["server_list"]]
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(
             f"{path}: not a rank table of version 1.0 ({type(error).__name__}: {error}); it has server_list, and each server a list "
@@ -44,14 +44,14 @@ def cards_of(path: Path, server: int, servers: int, count: int) -> list[Card]:
         raise UsageError(
             f"{path}: the rank table has {len(found)} servers, the run {servers}; set --nnodes {len(found)}"
         )
-    for number, cards in enumerate(found):
-        if len(cards) != count:
+    for number, devices in enumerate(found):
+        if len(devices) != count:
             raise UsageError(
-                f"{path}: server {number} of the rank table has {len(cards)} cards, the run {count} on each server"
+                f"{path}: server {number} of the rank table has {len(devices)} devices, the run {count} on each server"
             )
-        if len({card.device for card in cards}) != count:
+        if len({device.device for device in devices}) != count:
             raise UsageError(f"{path}: server {number} of the rank table has the same device_id twice")
-    ranks = sorted(card.rank for cards in found for card in cards)
+    ranks = sorted(device.rank for devices in found for device in devices)
     if ranks != list(range(servers * count)):
         raise UsageError(f"{path}: the ranks of the rank table are not 0 to {servers * count - 1}, each once")
-    return sorted(found[server], key=lambda card: card.rank)
+    return sorted(found[server], key=lambda device: device.rank)

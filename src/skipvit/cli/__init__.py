@@ -12,10 +12,10 @@ from skipvit.util.errors import RunError, Stopped, UsageError
 COMMANDS = {
     "train": ("skipvit.engine.train", "train a network as a config says"),
     "eval": ("skipvit.cli.eval", "top-1 and top-5 of a trained network, dense and routed"),
-    "launch": ("skipvit.ascend.launch", "train or evaluate on several cards, as run_distributed.sh"),
+    "launch": ("skipvit.ascend.launch", "train or evaluate on several devices, as run_distributed.sh"),
     "predict": (
         "skipvit.insight.predict",
-        "the most probable classes of pictures, and a sheet of what the network looked at",
+        "the most probable classes of images, and a sheet of what the network looked at",
     ),
     "export": (
         "skipvit.weights.export",
@@ -24,16 +24,16 @@ COMMANDS = {
     "mindrecord": ("skipvit.data.mindrecord_writer", "image folders to MindRecord files"),
     "sweep": ("skipvit.lab.sweep", "train all runs of a plan: methods x grids x seeds, resumable"),
     "report": ("skipvit.lab.report", "what a sweep showed: one HTML page, Markdown, figures"),
-    "pipeline": ("skipvit.measure.pipeline", "time the data pipeline alone: pictures a second and cores a card needs"),
+    "pipeline": ("skipvit.measure.pipeline", "time the data pipeline alone: images a second and cores a device needs"),
     "bench": ("skipvit.measure.bench", "time training or inference of several configs side by side"),
     "cost": (
         "skipvit.measure.cost",
         "parameters, multiply-accumulates, memory and ideal gain of a config, by arithmetic",
     ),
-    "audit": ("skipvit.ascend.audit", "operators that an Ascend 910A would run slowly or not at all; needs no card"),
+    "audit": ("skipvit.ascend.audit", "operators that an Ascend 910A would run slowly or not at all; needs no device"),
     "importance": ("skipvit.insight.importance", "measure what a trained network keeps: objects, deletion, stability"),
     "convert": ("skipvit.weights.convert", "timm weights (.safetensors) to a checkpoint, and back"),
-    "doctor": ("skipvit.ascend.doctor", "check this machine: versions, cards, data, a training step"),
+    "doctor": ("skipvit.ascend.doctor", "check this machine: versions, devices, data, a training step"),
 }
 
 

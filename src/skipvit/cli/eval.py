@@ -18,7 +18,7 @@ from skipvit.util.errors import UsageError
 EPILOG = """examples:
   python eval.py runs/skipvit_mini_shapes                the newest checkpoint of a run
   python eval.py --config FILE --weights FILE.ckpt       any checkpoint
-  python eval.py RUN --data.path /other/pictures --json  any key can be overridden
+  python eval.py RUN --data.path /other/images --json  any key can be overridden
 """
 
 

@@ -41,7 +41,7 @@ def _routes_from_text(value: Any) -> Any:
 
 
 # What a run may be resumed with: none of it changes the weights it ends with.
-# (Batch size and accumulation: `Config.divided` keeps the pictures of an update.)
+# (Batch size and accumulation: `Config.divided` keeps the images of an update.)
 MAY_CHANGE = {
     "data.batch_size",
     "optim.accumulate",
@@ -78,7 +78,7 @@ class Config(BaseSettings):
     deterministic: bool = False
     """choose kernels whose results repeat bit by bit"""
     device: Literal["auto", "cpu", "ascend"] = "auto"
-    """auto: ascend if this MindSpore finds a card, else cpu"""
+    """auto: ascend if this MindSpore finds a device, else cpu"""
     model: ModelConfig = ModelConfig()
     """the network"""
     init: InitConfig = InitConfig()
@@ -92,7 +92,7 @@ class Config(BaseSettings):
     data: DataConfig = DataConfig()
     """what it learns from"""
     augment: AugmentConfig = AugmentConfig()
-    """what training does to the pictures"""
+    """what training does to the images"""
     optim: OptimConfig = OptimConfig()
     """how it learns"""
     amp: AmpConfig = AmpConfig()
@@ -148,24 +148,24 @@ class Config(BaseSettings):
             pairs |= {f"{group}.{key}": (a[group][key], b[group][key]) for key in a[group]}
         return [key for key, (old, new) in pairs.items() if old != new and key not in may_change]
 
-    def divided(self, pictures: int, cards: int) -> Config:
-        """This configuration with updates of so many pictures on so many cards: its batch_size, or the largest smaller one that
-        divides a card's share, and as much accumulation as that takes.
+    def divided(self, images: int, devices: int) -> Config:
+        """This configuration with updates of so many images on so many devices: its batch_size, or the largest smaller one that
+        divides a device's share, and as much accumulation as that takes.
 
         Raises:
-            UsageError: the cards cannot share them equally.
+            UsageError: the devices cannot share them equally.
         """
-        if pictures % cards:
-            fitting = ", ".join(str(count) for count in range(1, 4 * cards) if pictures % count == 0)
+        if images % devices:
+            fitting = ", ".join(str(count) for count in range(1, 4 * devices) if images % count == 0)
             raise UsageError(
-                f"{self.name}: its updates take {pictures} pictures, which {cards} cards cannot share equally; "
-                f"numbers of cards that can: {fitting}"
+                f"{self.name}: its updates take {images} images, which {devices} devices cannot share equally; "
+                f"numbers of devices that can: {fitting}"
             )
-        share = pictures // cards
+        share = images // devices
         batch = next(size for size in range(min(self.data.batch_size, share), 0, -1) if share % size == 0)
         if share // batch > MOST_ACCUMULATION:
             raise UsageError(
-                f"{self.name}: its updates take {pictures} pictures, {share} a card, and data.batch_size {self.data.batch_size} would "
+                f"{self.name}: its updates take {images} images, {share} a device, and data.batch_size {self.data.batch_size} would "
                 f"make {share // batch} batches of {batch} of them; use a data.batch_size that divides {share}"
             )
         data, optim = {"batch_size": batch}, {"accumulate": share // batch}
@@ -173,14 +173,14 @@ class Config(BaseSettings):
             update={"data": self.data.model_copy(update=data), "optim": self.optim.model_copy(update=optim)}
         )
 
-    def update_pictures(self, cards: int) -> int:
-        """Pictures that an update takes on so many cards."""
-        return self.data.batch_size * cards * self.optim.accumulate
+    def update_images(self, devices: int) -> int:
+        """Images that an update takes on so many devices."""
+        return self.data.batch_size * devices * self.optim.accumulate
 
-    def peak_lr(self, cards: int) -> float:
-        """Learning rate after warm-up, scaled to the pictures of an update."""
+    def peak_lr(self, devices: int) -> float:
+        """Learning rate after warm-up, scaled to the images of an update."""
         return self.optim.lr * (
-            self.update_pictures(cards) / self.optim.reference_batch if self.optim.reference_batch else 1
+            self.update_images(devices) / self.optim.reference_batch if self.optim.reference_batch else 1
         )
 
     def fingerprint(self) -> int:
@@ -394,5 +394,5 @@ def _check_together(config: Config) -> None:
         )
     if data.kind == "shapes" and (model.image_size, model.num_classes) != (32, 10):
         raise ValueError(
-            "data.kind: shapes are 32 x 32 pictures of 10 classes; set model.image_size 32, model.num_classes 10"
+            "data.kind: shapes are 32 x 32 images of 10 classes; set model.image_size 32, model.num_classes 10"
         )

@@ -35,7 +35,7 @@ class ModelConfig(Group):
     patch: int = Field(16, gt=0)
     """side of a patch, pixels; divides image_size"""
     image_size: int = Field(224, gt=0)
-    """side of the square pictures, pixels"""
+    """side of the square images, pixels"""
     num_classes: int = Field(1000, gt=1)
     """number of classes"""
     drop_path: float = Field(0.0, ge=0, lt=1)
@@ -95,7 +95,7 @@ class PhasesConfig(Group):
 
 
 class DataConfig(Group):
-    """Pictures and labels."""
+    """Images and labels."""
 
     kind: Literal["shapes", "image_folder", "mindrecord", "cifar10", "cifar100"] = "shapes"
     """shapes: built in, generated from the seed, 32 x 32; image_folder: train/<class>/* and val/<class>/*; mindrecord: what `skipvit
@@ -103,34 +103,34 @@ class DataConfig(Group):
     path: str | None = None
     """folder of the data set (all kinds but shapes)"""
     batch_size: int = Field(128, gt=0)
-    """pictures a step on each card"""
+    """images a step on each device"""
     train_size: int = Field(6000, gt=0, le=1_000_000)
-    """pictures generated for training (shapes)"""
+    """images generated for training (shapes)"""
     val_size: int = Field(1000, gt=0, le=1_000_000)
-    """pictures generated for validation (shapes)"""
+    """images generated for validation (shapes)"""
     eval_crop: float = Field(0.875, gt=0, le=1)
-    """share of the resized picture's side that validation keeps"""
+    """share of the resized image's side that validation keeps"""
     workers: int = Field(1, gt=0, le=512)
-    """threads on each card that read, decode and augment"""
+    """threads on each device that read, decode and augment"""
     broken_share: float = Field(0.01, ge=0, le=1)
-    """share of a split's pictures that may be broken: they are listed and left out; 0 stops at the first"""
+    """share of a split's images that may be broken: they are listed and left out; 0 stops at the first"""
     sink: Literal["auto", "on", "off"] = "auto"
-    """MindSpore's data sink: the card fetches whole epochs by itself; auto: on ascend (CPU has none)"""
+    """MindSpore's data sink: the device fetches whole epochs by itself; auto: on ascend (CPU has none)"""
 
 
 class AugmentConfig(Group):
-    """What training does to the pictures; names as in timm where it has the same thing."""
+    """What training does to the images; names as in timm where it has the same thing."""
 
     crop: Literal["none", "pad", "random_resized"] = "none"
     """pad: shift by up to an eighth over black; random_resized: the ImageNet standard"""
     crop_min: float = Field(0.08, gt=0, le=1)
-    """smallest area of a random resized crop, share of the picture"""
+    """smallest area of a random resized crop, share of the image"""
     hflip: float = Field(0.0, ge=0, le=1)
     """probability of a left-right flip"""
     rand_augment: float = Field(0.0, ge=0, le=10)
     """magnitude of RandAugment; 9 is timm's rand-m9-mstd0.5-inc1; 0: off"""
     rand_augment_ops: int = Field(2, ge=1, le=15)
-    """operations a picture"""
+    """operations an image"""
     rand_augment_std: float = Field(0.5, ge=0, le=10)
     """standard deviation of the magnitude"""
     color_jitter: float = Field(0.0, ge=0, le=1)
@@ -138,7 +138,7 @@ class AugmentConfig(Group):
     random_erasing: float = Field(0.0, ge=0, le=1)
     """probability that a rectangle is replaced by noise"""
     repeats: int = Field(1, ge=1, le=16)
-    """repeated augmentation: copies of a picture within an epoch of unchanged length (DeiT: 3)"""
+    """repeated augmentation: copies of an image within an epoch of unchanged length (DeiT: 3)"""
     mixup: float = Field(0.0, ge=0, le=100)
     """alpha of mixup; 0: off"""
     cutmix: float = Field(0.0, ge=0, le=100)
@@ -148,7 +148,7 @@ class AugmentConfig(Group):
     mix_switch_prob: float = Field(0.5, ge=0, le=1)
     """share of mixed batches that use CutMix, where both are on"""
 
-    def pictures(self) -> Augment:
+    def images(self) -> Augment:
         return Augment(
             self.crop,
             (self.crop_min, 1.0),
@@ -172,11 +172,11 @@ class OptimConfig(Group):
     """AdamW, linear warm-up and cosine learning rate."""
 
     epochs: int = Field(300, gt=0, le=100_000)
-    """passes over the training pictures"""
+    """passes over the training images"""
     lr: float = Field(5e-4, gt=0)
     """peak learning rate"""
     reference_batch: int | None = Field(None, gt=0)
-    """pictures an update that lr is meant for: it is scaled by cards x batch_size x accumulate / this; null: not scaled"""
+    """images an update that lr is meant for: it is scaled by devices x batch_size x accumulate / this; null: not scaled"""
     accumulate: int = Field(1, gt=0, le=MOST_ACCUMULATION)
     """batches whose gradients make one update"""
     min_lr: float = Field(1e-5, ge=0)

@@ -1,1 +1,1 @@
-"""What the network eats: uint8 NHWC batches from the built-in pictures or from image folders."""
+"""What the network eats: uint8 NHWC batches from the built-in images or from image folders."""

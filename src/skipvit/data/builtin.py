@@ -1,4 +1,4 @@
-"""Built-in pictures: one small object on a cluttered background, drawn from a seed; nothing is downloaded.
+"""Built-in images: one small object on a cluttered background, drawn from a seed; nothing is downloaded.
 
 The class is the object's shape. Everything else (its colour, place, size, tilt, and the whole background) is drawn
 from random streams that never see the class, so that only the object's own pixels tell it.
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIDE = 32  # picture side, px
+SIDE = 32  # image side, px
 SCALE = 4  # shapes are drawn this many times larger, then averaged down: anti-aliasing
 SPLITS = ("train", "val")
 
 # The object. Every class draws from the same ranges.
 ROOT_AREA = (8.0, 10.5)  # square root of the area, px; the outlines are then 9 to 19 px across
-OFFSET = 2.5  # largest distance of the centre from the picture's centre, each way, px: the object is never cut off
+OFFSET = 2.5  # largest distance of the centre from the image's centre, each way, px: the object is never cut off
 TILT = math.radians(10)  # largest rotation either way
 STRETCH = 0.05  # largest relative change of the width (the height changes inversely, so the area stays)
 RIM = 0.3  # how far the object's edge is darkened
 
 # Hue and saturation are free; brightness separates object from background, else a small vision transformer would need
-# far more than the few thousand pictures and ten epochs that the demo spends.
+# far more than the few thousand images and ten epochs that the demo spends.
 OBJECT_LUMA, CLUTTER_LUMA, BACKDROP_LUMA = (0.7, 0.95), (0.05, 0.45), (0.1, 0.33)
 LUMA = np.array([0.299, 0.587, 0.114])  # how bright red, green and blue look
 NOISE = 6  # largest change of a background pixel by noise, grey levels
@@ -31,7 +31,7 @@ _LABELS, _BACKGROUND, _OBJECT = range(3)  # random streams of a split
 
 
 def _arc(radius, start, stop, centre=(0.0, 0.0), points=40):
-    """Points on a circle's arc, angles in degrees (y grows downwards, as in pictures): (points, 2)."""
+    """Points on a circle's arc, angles in degrees (y grows downwards, as in images): (points, 2)."""
     angle = np.deg2rad(np.linspace(start, stop, points))
     return np.stack([np.cos(angle), np.sin(angle)], 1) * radius + centre
 
@@ -88,14 +88,14 @@ CLASSES: tuple[str, ...] = tuple(OUTLINES)
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures with their classes and the truth about where the object is.
+class Images:
+    """Images with their classes and the truth about where the object is.
 
     Attributes:
         images: uint8 (n, 32, 32, 3), RGB, 0..255.
         labels: int32 (n,), index into CLASSES.
         masks: bool (n, 32, 32), True where the object covers any part of the pixel.
-        backgrounds: uint8 (n, 32, 32, 3), the pictures before the object was pasted; equal to `images` outside `masks`.
+        backgrounds: uint8 (n, 32, 32, 3), the images before the object was pasted; equal to `images` outside `masks`.
     """
 
     images: np.ndarray
@@ -104,19 +104,19 @@ class Pictures:
     backgrounds: np.ndarray
 
 
-def generate(count: int, *, seed: int, split: str) -> Pictures:
-    """Draw the first `count` pictures of a split.
+def generate(count: int, *, seed: int, split: str) -> Images:
+    """Draw the first `count` images of a split.
 
-    Picture i depends on (seed, split, i) alone, so a shorter set is a prefix of a longer one. Every run of
-    len(CLASSES) pictures starting at a multiple of len(CLASSES) holds each class once, in random order.
+    Image i depends on (seed, split, i) alone, so a shorter set is a prefix of a longer one. Every run of
+    len(CLASSES) images starting at a multiple of len(CLASSES) holds each class once, in random order.
 
     Args:
-        count: number of pictures, >= 0.
+        count: number of images, >= 0.
         seed: 0 <= seed < 2**32.
-        split: "train" or "val"; the two share no picture.
+        split: "train" or "val"; the two share no image.
 
     Returns:
-        Pictures with n = count. The same on every run with the same NumPy and Pillow versions.
+        Images with n = count. The same on every run with the same NumPy and Pillow versions.
 
     Raises:
         ValueError: count or seed out of range, or an unknown split.
@@ -136,7 +136,7 @@ def generate(count: int, *, seed: int, split: str) -> Pictures:
         backgrounds[i] = _background(np.random.default_rng([*key, _BACKGROUND, i]))
         rng = np.random.default_rng([*key, _OBJECT, i])
         images[i], masks[i] = _paste(backgrounds[i], OUTLINES[CLASSES[label]], rng)
-    return Pictures(images, labels, masks, backgrounds)
+    return Images(images, labels, masks, backgrounds)
 
 
 def _labels(count, key):

@@ -50,14 +50,14 @@ LAYOUTS = {
 
 
 class Cifar:
-    """Pictures in memory, by index.
+    """Images in memory, by index.
 
     Args:
         images: uint8 (n, 32, 32, 3).
         labels: int32 (n,).
         classes: their names.
-        files: where the pictures are from, in order.
-        counts: pictures in each file.
+        files: where the images are from, in order.
+        counts: images in each file.
     """
 
     def __init__(

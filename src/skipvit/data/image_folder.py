@@ -1,4 +1,4 @@
-"""Image folders in ImageNet's layout: <split>/<class>/<picture>.
+"""Image folders in ImageNet's layout: <split>/<class>/<image>.
 
 Listing more than a million files takes seconds on a local disk and minutes on a shared one, so the listing can be kept
 in an index file, from which only those class folders are read again that have changed since.
@@ -29,12 +29,12 @@ THREADS = 8  # a shared file system answers each of many at its own slow pace
 
 
 class ImageFolder:
-    """Encoded pictures of one split, by index; some 30 bytes a picture in memory at ImageNet's names.
+    """Encoded images of one split, by index; some 30 bytes an image in memory at ImageNet's names.
 
     Args:
         root: the split's folder.
         classes: folder names, sorted; a label is a position in this tuple.
-        counts: pictures of each class.
+        counts: images of each class.
         names: file names in order of class and name, UTF-8, a NUL after each.
 
     Attributes:
@@ -52,7 +52,7 @@ class ImageFolder:
         return len(self.labels)
 
     def relative(self, i: int) -> str:
-        """<class>/<picture>."""
+        """<class>/<image>."""
         name = self.names[self.offsets[i] : self.offsets[i + 1] - 1]
         return f"{self.classes[self.labels[i]]}/{os.fsdecode(name)}"
 
@@ -67,7 +67,7 @@ class ImageFolder:
 
 
 class Listing(NamedTuple):
-    """The pictures of a class folder: its stamp at the time, their number, their names with a NUL after each."""
+    """The images of a class folder: its stamp at the time, their number, their names with a NUL after each."""
 
     stamp: tuple[int, int]
     count: int
@@ -75,7 +75,7 @@ class Listing(NamedTuple):
 
 
 def open_split(folder: Path, split: str, index: Path | None = None) -> ImageFolder:
-    """List the pictures of a split, in order of class and name; entries with a leading dot are none.
+    """List the images of a split, in order of class and name; entries with a leading dot are none.
 
     Args:
         folder: what holds the splits' folders.
@@ -84,20 +84,20 @@ def open_split(folder: Path, split: str, index: Path | None = None) -> ImageFold
 
     Raises:
         UsageError: the folder is not there.
-        RunError: no class folders, or a class without pictures.
+        RunError: no class folders, or a class without images.
     """
     root = Path(folder) / split
     if not root.is_dir():
-        raise UsageError(f"data.path: {root} is not a folder; an image folder holds {split}/<class>/<pictures>")
+        raise UsageError(f"data.path: {root} is not a folder; an image folder holds {split}/<class>/<images>")
     with os.scandir(root) as entries:
         classes = tuple(sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()))
     if not classes:
-        raise RunError(f"{root}: no class folders in it; an image folder holds {split}/<class>/<pictures>")
+        raise RunError(f"{root}: no class folders in it; an image folder holds {split}/<class>/<images>")
     listings = _listings(root, classes, index and Path(index) / _index_name(root))
     for name, listing in zip(classes, listings):
         if not listing.count:
             raise RunError(
-                f"{root / name}: no pictures in this class ({', '.join(EXTENSIONS)}); add some or remove the folder"
+                f"{root / name}: no images in this class ({', '.join(EXTENSIONS)}); add some or remove the folder"
             )
     return ImageFolder(
         root, classes, [listing.count for listing in listings], b"".join(listing.names for listing in listings)

@@ -1,12 +1,12 @@
-"""Pictures in MindRecord files, by index, without the dataset engine.
+"""Images in MindRecord files, by index, without the dataset engine.
 
 `skipvit mindrecord` (tools/mindrecord.py) writes a split as shards <split>_00000.mindrecord, ... and a manifest <split>.json.
 A shard of MindRecord 3.0 is
 
 - a header: its JSON's length (uint64), the JSON (header_size, page_size, ...), zeros up to header_size;
-- pages of page_size bytes, of which "blob" pages hold the pictures and "raw" pages the other fields (label, name) as
+- pages of page_size bytes, of which "blob" pages hold the images and "raw" pages the other fields (label, name) as
   MessagePack; in both a record is its length (uint64), then its bytes; numbers are little-endian;
-- <shard>.db beside it: an SQLite table INDEXES with a row a picture: page and position in the page of both its records.
+- <shard>.db beside it: an SQLite table INDEXES with a row an image: page and position in the page of both its records.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Geometry(NamedTuple):
 
 
 class MindRecord:
-    """Encoded pictures of one split, by index; 16 bytes a picture in memory. No file is kept open.
+    """Encoded images of one split, by index; 16 bytes an image in memory. No file is kept open.
 
     Args:
         shards: the .mindrecord files.
-        counts: pictures in each.
+        counts: images in each.
         labels: int32 (n,).
-        starts: int64 (n,), where in its shard a picture's length begins.
-        sizes: uint32 (n,), bytes of a picture.
+        starts: int64 (n,), where in its shard an image's length begins.
+        sizes: uint32 (n,), bytes of an image.
     """
 
     def __init__(self, shards: list[Path], counts: list[int], classes: tuple[str, ...], labels, starts, sizes):
@@ -53,7 +53,7 @@ class MindRecord:
         return len(self.labels)
 
     def read(self, i: int) -> bytes:
-        """The encoded picture.
+        """The encoded image.
 
         Raises:
             OSError: the shard cannot be opened or read.
@@ -68,7 +68,7 @@ class MindRecord:
         return record[LENGTH:]
 
     def name(self, i: int) -> str:
-        """`record 7 of FILE`, records counted from 0, and what the picture's file was called if that can be read."""
+        """`record 7 of FILE`, records counted from 0, and what the image's file was called if that can be read."""
         shard, row = self._place(i)
         try:
             stored = f" ({_stored_name(shard, row)})"
@@ -94,23 +94,23 @@ def open_mindrecord(folder: Path, split: str) -> MindRecord:
 
     Raises:
         UsageError: no such folder, or no manifest in it.
-        RunError: the manifest is damaged; a shard is missing, cut off, or holds other pictures than the manifest says.
+        RunError: the manifest is damaged; a shard is missing, cut off, or holds other images than the manifest says.
     """
     folder = Path(folder)
     manifest = read_manifest(folder, split)
-    counts = [shard["pictures"] for shard in manifest["shards"]]
+    counts = [shard["images"] for shard in manifest["shards"]]
     shards, total = [folder / shard["file"] for shard in manifest["shards"]], sum(counts)
     labels, starts, sizes = np.empty(total, np.int32), np.empty(total, np.int64), np.empty(total, np.uint32)
     end = 0
     for path, shard in zip(shards, manifest["shards"]):
-        part = slice(end, end := end + shard["pictures"])
+        part = slice(end, end := end + shard["images"])
         _check_sizes(path, shard)
-        labels[part], starts[part], sizes[part] = _index(path, shard["pictures"], len(manifest["classes"]))
+        labels[part], starts[part], sizes[part] = _index(path, shard["images"], len(manifest["classes"]))
     return MindRecord(shards, counts, tuple(manifest["classes"]), labels, starts, sizes)
 
 
 def read_manifest(folder: Path, split: str) -> dict:
-    """The manifest of a split: classes, shards (file, pictures, bytes, index_bytes of each), and how it was made.
+    """The manifest of a split: classes, shards (file, images, bytes, index_bytes of each), and how it was made.
 
     Raises:
         UsageError: there is none.
@@ -119,7 +119,7 @@ def read_manifest(folder: Path, split: str) -> dict:
     path = manifest_path(folder, split)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        valid = all(set(shard) >= {"file", "pictures", "bytes", "index_bytes"} for shard in manifest["shards"])
+        valid = all(set(shard) >= {"file", "images", "bytes", "index_bytes"} for shard in manifest["shards"])
         if not valid or not all(isinstance(name, str) for name in manifest["classes"]):
             raise ValueError
     except FileNotFoundError:
@@ -146,7 +146,7 @@ def _check_sizes(path: Path, shard: dict) -> None:
 
 
 def _index(path: Path, count: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, starts and sizes (`MindRecord`) of a shard's pictures, int64 (count,) each."""
+    """Labels, starts and sizes (`MindRecord`) of a shard's images, int64 (count,) each."""
     query = "SELECT label_0, PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END FROM INDEXES ORDER BY ROW_ID"
     try:
         geometry = _geometry(path)
@@ -154,7 +154,7 @@ def _index(path: Path, count: int, classes: int) -> tuple[np.ndarray, np.ndarray
             rows = np.array(connection.execute(query).fetchall(), np.int64).reshape(-1, 4)
     except (OSError, ValueError, TypeError, KeyError, sqlite3.Error) as error:
         reason = " ".join(str(error).split())
-        raise RunError(f"{path}: not a MindRecord file of pictures ({reason}); convert again") from None
+        raise RunError(f"{path}: not a MindRecord file of images ({reason}); convert again") from None
     labels, page, begin, end = rows.T
     starts, sizes = geometry.header + geometry.page * page + begin, end - begin - LENGTH
     inside = (labels >= 0) & (labels < classes) & (sizes > 0) & (starts + LENGTH + sizes <= path.stat().st_size)

@@ -28,17 +28,17 @@ from skipvit.util.errors import RunError, UsageError
 SCHEMA = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "name": {"type": "string"}}
 SPLITS = ("train", "val")
 PLAN = "plan.json"
-PAGE, LARGEST_PAGE = 32 << 20, 256 << 20  # MindSpore's default and its limit, bytes; a picture lies within a page
+PAGE, LARGEST_PAGE = 32 << 20, 256 << 20  # MindSpore's default and its limit, bytes; an image lies within a page
 BUFFER = 8 << 20  # bytes handed to MindSpore at a time
 LARGEST_SHARD = 1_000_000
 
 DESCRIPTION = """\
-Convert an image folder (FOLDER/<split>/<class>/<picture>) into MindRecord files in OUT. Pictures are copied as they are,
+Convert an image folder (FOLDER/<split>/<class>/<image>) into MindRecord files in OUT. Images are copied as they are,
 not decoded. Interrupted, it goes on where it was when it is started again with the same words."""
 
 EPILOG = """\
-each record has: image (the encoded picture), label (int32, position of the class among the sorted class names), name
-(<class>/<picture>). OUT/<split>.json lists classes and files.
+each record has: image (the encoded image), label (int32, position of the class among the sorted class names), name
+(<class>/<image>). OUT/<split>.json lists classes and files.
 
 example:
   skipvit mindrecord imagenet imagenet_mindrecord"""
@@ -52,7 +52,7 @@ def parser() -> OneLineParser:
         "--split", nargs="+", choices=SPLITS, default=list(SPLITS), help="what to convert (default: both)"
     )
     result.add_argument(
-        "--shard_size", type=_shard_size, default=10000, metavar="N", help="pictures a file (default: 10000)"
+        "--shard_size", type=_shard_size, default=10000, metavar="N", help="images a file (default: 10000)"
     )
     return result
 
@@ -74,10 +74,10 @@ def convert(source: ImageFolder, out: Path, split: str, shard_size: int) -> str:
         One line on what is there now.
 
     Raises:
-        UsageError: `out` is no folder, or holds this split of other pictures or with another shard size; another process
+        UsageError: `out` is no folder, or holds this split of other images or with another shard size; another process
             is writing it.
-        RunError: a picture is empty or too large, or a shard cannot be written.
-        OSError: a picture cannot be read, or a file cannot be written.
+        RunError: an image is empty or too large, or a shard cannot be written.
+        OSError: an image cannot be read, or a file cannot be written.
     """
     ranges = [range(i, min(i + shard_size, len(source))) for i in range(0, len(source), shard_size)]
     shards = [out / f"{split}_{k:05d}.mindrecord" for k in range(len(ranges))]
@@ -86,14 +86,14 @@ def convert(source: ImageFolder, out: Path, split: str, shard_size: int) -> str:
         sizes = _resume(plan, out, split, work)
         todo = [k for k, shard in enumerate(shards) if not _finished(shard, sizes.get(shard.name))]
         kept = len(source) - sum(len(ranges[k]) for k in todo)
-        with tqdm(total=len(source), initial=kept, desc=split, unit=" pictures", leave=False, disable=None) as bar:
+        with tqdm(total=len(source), initial=kept, desc=split, unit=" images", leave=False, disable=None) as bar:
             for k in todo:
                 _write_shard(source, ranges[k], shards[k], work / "shard", bar)
         rows = [_row(shard, len(rows)) for shard, rows in zip(shards, ranges)]
         _write_json(manifest_path(out, split), plan | {"shards": rows}, work)
         (work / PLAN).unlink()
     return (
-        f"{manifest_path(out, split)}: {len(source):,} pictures of {len(source.classes):,} classes in {len(shards)} files, "
+        f"{manifest_path(out, split)}: {len(source):,} images of {len(source.classes):,} classes in {len(shards)} files, "
         f"{len(todo)} of them written now"
     )
 
@@ -119,13 +119,13 @@ def _workplace(out: Path, split: str) -> Iterator[Path]:
 
 
 def _plan(source: ImageFolder, shard_size: int) -> dict:
-    """What decides every record of a split, pictures' contents aside."""
+    """What decides every record of a split, images' contents aside."""
     digest = hashlib.sha256(source.names)
     digest.update(source.labels)
     return {
         "shard_size": shard_size,
         "classes": [_text(name) for name in source.classes],
-        "pictures": len(source),
+        "images": len(source),
         "names_sha256": digest.hexdigest(),
     }
 
@@ -146,7 +146,7 @@ def _resume(plan: dict, out: Path, split: str, work: Path) -> dict[str, tuple[in
     for key, value in plan.items() if manifest else ():
         if manifest.get(key) != value:
             what = {"shard_size": f"--shard_size {manifest.get(key)}", "classes": "other classes"}.get(
-                key, "other pictures"
+                key, "other images"
             )
             raise UsageError(f"{out}: holds {split} with {what}; remove its {split} files or give another OUT")
     _write_json(path, plan, work)
@@ -169,7 +169,7 @@ def _write_shard(source: ImageFolder, rows: range, shard: Path, folder: Path, ba
     try:
         writer = FileWriter(str(temporary.absolute()))
         writer.set_page_size(page)
-        writer.add_schema(SCHEMA, "pictures")
+        writer.add_schema(SCHEMA, "images")
         writer.add_index(["label"])
         for records in _buffers(source, rows):
             writer.write_raw_data(records)
@@ -186,7 +186,7 @@ def _write_shard(source: ImageFolder, rows: range, shard: Path, folder: Path, ba
 
 
 def _page_size(source: ImageFolder, rows: range) -> int:
-    """Bytes of a page that the largest of the pictures fits in."""
+    """Bytes of a page that the largest of the images fits in."""
     page = PAGE
     for i in rows:
         size = os.stat(source.name(i)).st_size
@@ -215,9 +215,9 @@ def _buffers(source: ImageFolder, rows: range) -> Iterator[list[dict]]:
         yield records
 
 
-def _row(shard: Path, pictures: int) -> dict:
+def _row(shard: Path, images: int) -> dict:
     sizes = {"bytes": shard.stat().st_size, "index_bytes": index_path(shard).stat().st_size}
-    return {"file": shard.name, "pictures": pictures} | sizes
+    return {"file": shard.name, "images": images} | sizes
 
 
 def _write_json(path: Path, content: dict, work: Path) -> None:

@@ -1,8 +1,8 @@
-"""From pictures to batches: order, reading, decoding and augmentation.
+"""From images to batches: order, reading, decoding and augmentation.
 
-A batch is uint8 NHWC pictures, int32 labels, the float32 noise of the step's random parts (drop path, random routes) and
-the numbers of mixup and CutMix. Everything is a function of seed, epoch and picture (mixing: of seed, epoch, step and
-card), so an epoch can be repeated, or entered in the middle, and the number of threads changes nothing.
+A batch is uint8 NHWC images, int32 labels, the float32 noise of the step's random parts (drop path, random routes) and
+the numbers of mixup and CutMix. Everything is a function of seed, epoch and image (mixing: of seed, epoch, step and
+device), so an epoch can be repeated, or entered in the middle, and the number of threads changes nothing.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from typing import Protocol
 import mindspore.dataset as ds
 import numpy as np
 
-from skipvit.data.augment import Augment, BrokenPicture, Mix, mix_numbers, training_picture, validation_picture
+from skipvit.data.augment import Augment, BrokenImage, Mix, mix_numbers, training_image, validation_image
 from skipvit.util.errors import DamagedRecord, RunError
 
 # What the operating system says about a file that is bad; anything else it says about the storage.
 FILE_IS_BAD = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 RETRY_AFTER_S = (1, 4, 15)
-PADDING = -1  # label of a picture that only fills up the last validation batch
+PADDING = -1  # label of an image that only fills up the last validation batch
 COLUMNS = ("image", "label", "noise", "mix")
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class Source(Protocol):
-    """Pictures by index; may be read by several threads at once."""
+    """Images by index; may be read by several threads at once."""
 
     classes: tuple[str, ...]
     labels: np.ndarray  # int32 (n,)
@@ -45,7 +45,7 @@ class Source(Protocol):
         """An encoded file, or uint8 (H, W, 3)."""
 
     def name(self, i: int) -> str:
-        """What to call picture i in a message."""
+        """What to call image i in a message."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Arrays:
         return self.images[i]
 
     def name(self, i: int) -> str:
-        return f"picture {i}"
+        return f"image {i}"
 
 
 class Subset:
-    """Some pictures of a source, by their indices there."""
+    """Some images of a source, by their indices there."""
 
     def __init__(self, source: Source, indices: list[int]):
         self.source, self.indices = source, indices
@@ -84,7 +84,7 @@ class Subset:
 
 
 def fingerprint(source: Source) -> int:
-    """A checksum of classes, labels and their order: pictures that it tells apart cannot continue a run."""
+    """A checksum of classes, labels and their order: images that it tells apart cannot continue a run."""
     return zlib.crc32(source.labels.tobytes(), zlib.crc32("\0".join(source.classes).encode("utf-8", "surrogateescape")))
 
 
@@ -95,37 +95,37 @@ def printable(name: str) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of every epoch that one of `count` cards sees."""
+    """The part of every epoch that one of `count` devices sees."""
 
     rank: int = 0
     count: int = 1
 
 
-def training_steps(pictures: int, batch: int, shard: Shard, accumulate: int = 1) -> int:
-    """Steps of all cards in an epoch: whole batches, and whole updates of `accumulate` batches.
+def training_steps(images: int, batch: int, shard: Shard, accumulate: int = 1) -> int:
+    """Steps of all devices in an epoch: whole batches, and whole updates of `accumulate` batches.
 
     Raises:
         RunError: there is none.
     """
-    steps = pictures // (batch * shard.count * accumulate) * accumulate
+    steps = images // (batch * shard.count * accumulate) * accumulate
     if not steps:
         times = f"{batch} x {shard.count}" + (f" x {accumulate}" if accumulate > 1 else "")
         raise RunError(
-            f"data.batch_size: one update takes {times} pictures and the training set has {pictures}; use a smaller batch"
+            f"data.batch_size: one update takes {times} images and the training set has {images}; use a smaller batch"
         )
     return steps
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which pictures a card sees in an epoch.
+    """Which images a device sees in an epoch.
 
-    Training: a new permutation each epoch, each picture `repeats` times in a row and the whole cut to `steps` batches;
-    the copies of a picture go to different cards where there are several (repeated augmentation, arXiv 1902.05509).
-    Validation: every picture once, in order, filled up to whole batches with `PADDING`.
+    Training: a new permutation each epoch, each image `repeats` times in a row and the whole cut to `steps` batches;
+    the copies of an image go to different devices where there are several (repeated augmentation, arXiv 1902.05509).
+    Validation: every image once, in order, filled up to whole batches with `PADDING`.
     """
 
-    pictures: int
+    images: int
     batch: int
     shard: Shard
     seed: int
@@ -133,30 +133,30 @@ class Order:
     steps: int
 
     def training(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the pictures and numbers of their copies: int64 (steps * batch,) each."""
+        """Indices of the images and numbers of their copies: int64 (steps * batch,) each."""
         total = self.steps * self.batch * self.shard.count
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.pictures)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
         places = np.arange(self.shard.rank, total, self.shard.count)
         return order[places // self.repeats], places % self.repeats
 
     def validation(self) -> np.ndarray:
         """int64 (steps * batch,)."""
         total = self.steps * self.batch * self.shard.count
-        indices = np.concatenate([np.arange(self.pictures), np.full(total - self.pictures, PADDING)])
+        indices = np.concatenate([np.arange(self.images), np.full(total - self.images, PADDING)])
         return indices[self.shard.rank :: self.shard.count]
 
 
 class Broken:
-    """The pictures of a split that could not be read: listed once each, and not more than a share of them all.
+    """The images of a split that could not be read: listed once each, and not more than a share of them all.
 
     Args:
-        pictures: how many the split has.
+        images: how many the split has.
         share: the largest share of them that may be broken; 0: the first one ends the run.
-        path: a text file that gets a line a picture, name and reason; what it lists already counts. None: no list.
+        path: a text file that gets a line an image, name and reason; what it lists already counts. None: no list.
     """
 
-    def __init__(self, pictures: int, share: float, path: Path | None = None):
-        self.limit, self.share, self.path = math.floor(share * pictures), share, path
+    def __init__(self, images: int, share: float, path: Path | None = None):
+        self.limit, self.share, self.path = math.floor(share * images), share, path
         self.lock = threading.Lock()
         self.names: set[str] = set()
         self.size = 0  # of the list when it was read last
@@ -167,18 +167,18 @@ class Broken:
         name = printable(name)
         with self.lock:
             if name not in self.names:
-                self._read()  # other cards may have listed it
+                self._read()  # other devices may have listed it
             if name not in self.names:
                 self.names.add(name)
                 self._list(f"{name}\t{reason}\n")
             count = len(self.names)
         if self.limit == 0:
             raise RunError(
-                f"{name}: not a picture that can be decoded ({reason}); replace it, remove it or allow data.broken_share"
+                f"{name}: not an image that can be decoded ({reason}); replace it, remove it or allow data.broken_share"
             )
         if count > self.limit:
             raise RunError(
-                f"{name}: not a picture that can be decoded ({reason}), number {count}; data.broken_share {self.share} allows "
+                f"{name}: not an image that can be decoded ({reason}), number {count}; data.broken_share {self.share} allows "
                 f"{self.limit}" + (f"; they are listed in {self.path}: mend them and remove it" if self.path else "")
             )
 
@@ -202,16 +202,16 @@ class Broken:
 
 @dataclass
 class Batches:
-    """The batches of a split on this card.
+    """The batches of a split on this device.
 
     Attributes:
-        batch_size: pictures a step on this card.
-        image_size: side of the square pictures that leave, pixels.
+        batch_size: images a step on this device.
+        image_size: side of the square images that leave, pixels.
         noise_width: columns of noise, see `models.vit.ViT`.
-        eval_crop: share of the resized picture's side that validation keeps.
+        eval_crop: share of the resized image's side that validation keeps.
         workers: threads that decode and augment; each makes a batch at a time.
         accumulate: batches that make an update; an epoch has whole updates.
-        repeats: how often a picture that an epoch draws occurs in it, see `Order`.
+        repeats: how often an image that an epoch draws occurs in it, see `Order`.
         epoch, first_step: where training begins. A data set that begins within an epoch is for this epoch alone.
 
     Raises:
@@ -237,13 +237,13 @@ class Batches:
     problem: RunError | None = field(default=None, init=False)
 
     def __post_init__(self):
-        pictures, per_step = len(self.source), self.batch_size * self.shard.count
+        images, per_step = len(self.source), self.batch_size * self.shard.count
         if self.training:
-            self.steps = training_steps(pictures, self.batch_size, self.shard, self.accumulate)
+            self.steps = training_steps(images, self.batch_size, self.shard, self.accumulate)
         else:
-            self.steps = -(-pictures // per_step)
-        self.order = Order(pictures, self.batch_size, self.shard, self.seed, self.repeats, self.steps)
-        self.broken = self.broken or Broken(pictures, 0.0)
+            self.steps = -(-images // per_step)
+        self.order = Order(images, self.batch_size, self.shard, self.seed, self.repeats, self.steps)
+        self.broken = self.broken or Broken(images, 0.0)
 
     def dataset(self) -> ds.GeneratorDataset:
         """For `mindspore.train.Model`: one pass is an epoch, and each pass the next one."""
@@ -279,7 +279,7 @@ class Batches:
                 rng = np.random.default_rng([self.seed, epoch, i, copy])
                 noise[place] = rng.random(self.noise_width, np.float32)
                 images[place], labels[place] = self._readable(i, rng)
-            # Five numbers, so that no picture has the same seed.
+            # Five numbers, so that no image has the same seed.
             rng = np.random.default_rng([self.seed, epoch, step, self.shard.rank, 1])
             return images, labels, noise, mix_numbers(self.mix, self.image_size, rng)
 
@@ -295,36 +295,36 @@ class Batches:
                 if i == PADDING:
                     continue
                 noise[place] = np.random.default_rng([self.seed, 0, i]).random(self.noise_width, np.float32)
-                picture = self._attempt(i, self._for_validation)
-                if picture is not None:
-                    images[place], labels[place] = picture, self.source.labels[i]
+                image = self._attempt(i, self._for_validation)
+                if image is not None:
+                    images[place], labels[place] = image, self.source.labels[i]
             return images, labels, noise, mix_numbers(Mix(), self.image_size, np.random.default_rng(0))
 
         return make
 
     def _for_validation(self, data: bytes | np.ndarray) -> np.ndarray:
-        # Pictures that come as arrays are squares already: nothing is cropped.
-        return validation_picture(data, self.image_size, 1.0 if isinstance(data, np.ndarray) else self.eval_crop)
+        # Images that come as arrays are squares already: nothing is cropped.
+        return validation_image(data, self.image_size, 1.0 if isinstance(data, np.ndarray) else self.eval_crop)
 
     def _empty(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         images = np.zeros((self.batch_size, self.image_size, self.image_size, 3), np.uint8)
         return images, np.zeros(self.batch_size, np.int32), np.zeros((self.batch_size, self.noise_width), np.float32)
 
     def _readable(self, i: int, rng: np.random.Generator) -> tuple[np.ndarray, np.int32]:
-        """Picture and label of index i; if it is broken, of the next that is not."""
+        """Image and label of index i; if it is broken, of the next that is not."""
         for _ in range(len(self.source)):
-            picture = self._attempt(i, lambda data: training_picture(data, self.image_size, self.augment, rng))
-            if picture is not None:
-                return picture, self.source.labels[i]
+            image = self._attempt(i, lambda data: training_image(data, self.image_size, self.augment, rng))
+            if image is not None:
+                return image, self.source.labels[i]
             i = (i + 1) % len(self.source)
-        raise RunError("no picture of the training set can be decoded")
+        raise RunError("no image of the training set can be decoded")
 
     def _attempt(self, i: int, make) -> np.ndarray | None:
-        """What `make` makes of picture i, or None and a line in the list of broken pictures."""
+        """What `make` makes of image i, or None and a line in the list of broken images."""
         try:
             try:
                 return make(self._read(i))
-            except (BrokenPicture, DamagedRecord) as error:
+            except (BrokenImage, DamagedRecord) as error:
                 reason = str(error)
             except FILE_IS_BAD as error:
                 reason = error.strerror or str(error)
@@ -335,7 +335,7 @@ class Batches:
         return None
 
     def _read(self, i: int) -> bytes | np.ndarray:
-        """Read a picture; a storage that fails for a moment gets some time.
+        """Read an image; a storage that fails for a moment gets some time.
 
         Raises:
             RunError: it goes on failing.

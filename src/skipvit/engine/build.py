@@ -53,10 +53,10 @@ def trained(config: Config, network: nn.Cell) -> list[Parameter]:
     return [p for p in network.trainable_params() if config.optim.train == "all" or p.name.startswith("head.")]
 
 
-def build_optimizer(config: Config, network: nn.Cell, steps_per_epoch: int, cards: int = 1) -> AdamW:
+def build_optimizer(config: Config, network: nn.Cell, steps_per_epoch: int, devices: int = 1) -> AdamW:
     """AdamW with the learning rates of the whole run; steps_per_epoch counts batches."""
     optim = config.optim
-    updates, peak = steps_per_epoch // optim.accumulate, config.peak_lr(cards)
+    updates, peak = steps_per_epoch // optim.accumulate, config.peak_lr(devices)
     rates = learning_rates(optim.epochs * updates, round(optim.warmup_epochs * updates), peak, min(optim.min_lr, peak))
     parameters = trained(config, network)
     multipliers = layer_multipliers((p.name for p in parameters), config.model.shape().depth, optim.layer_decay)
@@ -74,7 +74,7 @@ def build_mixer(config: Config) -> Mixer | None:
 
 
 def open_source(config: Config, split: str, index: Path | None = None) -> Source:
-    """Pictures of a split, `train` or `val`.
+    """Images of a split, `train` or `val`.
 
     Args:
         index: folder in which the list of an image folder's files is kept for the next start, or None.
@@ -85,8 +85,8 @@ def open_source(config: Config, split: str, index: Path | None = None) -> Source
     data = config.data
     if data.kind == "shapes":
         count = data.train_size if split == "train" else data.val_size
-        pictures = generate(count, seed=config.seed, split=split)
-        return Arrays(pictures.images, pictures.labels, CLASSES)
+        images = generate(count, seed=config.seed, split=split)
+        return Arrays(images.images, images.labels, CLASSES)
     if data.kind == "image_folder":
         source = open_split(Path(data.path), split, index)
     elif data.kind == "mindrecord":
@@ -95,7 +95,7 @@ def open_source(config: Config, split: str, index: Path | None = None) -> Source
         source = open_cifar(Path(data.path), data.kind, split)
     if len(source.classes) != config.model.num_classes:
         raise RunError(
-            f"model.num_classes: {config.model.num_classes}, but the {split} pictures in {data.path} have {len(source.classes)} classes; "
+            f"model.num_classes: {config.model.num_classes}, but the {split} images in {data.path} have {len(source.classes)} classes; "
             f"set --model.num_classes {len(source.classes)}"
         )
     return source
@@ -109,7 +109,7 @@ def evenly_spaced(source: Source, count: int) -> np.ndarray:
 def sample(
     config: Config, source: Source, chosen: np.ndarray, noise_width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Validation pictures by their positions: images, labels and noise, see `data.pipeline`. Those that cannot be decoded are black,
+    """Validation images by their positions: images, labels and noise, see `data.pipeline`. Those that cannot be decoded are black,
     and labelled as padding."""
     count = len(chosen)
     batches = batches_of(
@@ -132,7 +132,7 @@ def batches_of(
     """A function that makes the batches from an epoch and a step in it on (validation has but one epoch).
 
     Args:
-        listing: text file for the broken pictures.
+        listing: text file for the broken images.
         broken: counts them instead of the limit and the list that a run has.
     """
     broken = broken or Broken(len(source), config.data.broken_share, listing)
@@ -145,7 +145,7 @@ def batches_of(
             noise_width=noise_width,
             training=training,
             seed=config.seed,
-            augment=config.augment.pictures(),
+            augment=config.augment.images(),
             mix=config.augment.mix(),
             eval_crop=config.data.eval_crop,
             workers=config.data.workers,

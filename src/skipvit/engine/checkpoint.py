@@ -36,8 +36,8 @@ class Damaged(RunError):
 class Position:
     """Where a run stands: `step` of `steps` updates of `epoch` (from 0) are done; all of them: it is not yet evaluated.
 
-    `best` is the best accuracy so far, in percent; -1: there is none. `data` is a fingerprint of the training pictures.
-    An update takes `pictures`, however they are divided among cards, batches and accumulation.
+    `best` is the best accuracy so far, in percent; -1: there is none. `data` is a fingerprint of the training images.
+    An update takes `images`, however they are divided among devices, batches and accumulation.
     """
 
     epoch: int = 0
@@ -45,7 +45,7 @@ class Position:
     steps: int = 0
     best: float = -1.0
     data: int = 0
-    pictures: int = 0
+    images: int = 0
 
     def entries(self) -> list[dict]:
         return [

@@ -1,4 +1,4 @@
-"""Devices and cards: choose the device, join the other processes, average over them."""
+"""Devices and devices: choose the device, join the other processes, average over them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from skipvit.util.errors import RunError, UsageError
 
 
 def choose(device: str) -> str:
-    """`cpu` or `ascend`, of auto, cpu or ascend. Raises UsageError if ascend is asked for where MindSpore finds no card."""
-    has_card = device_context.ascend.is_available() if device != "cpu" else False
-    if device == "ascend" and not has_card:
-        raise UsageError("device: ascend asked for, but MindSpore finds no Ascend card or driver here; use device: cpu")
-    return "ascend" if has_card else "cpu"
+    """`cpu` or `ascend`, of auto, cpu or ascend. Raises UsageError if ascend is asked for where MindSpore finds no device."""
+    has_device = device_context.ascend.is_available() if device != "cpu" else False
+    if device == "ascend" and not has_device:
+        raise UsageError(
+            "device: ascend asked for, but MindSpore finds no Ascend device or driver here; use device: cpu"
+        )
+    return "ascend" if has_device else "cpu"
 
 
 def start(device: str, deterministic: bool = False) -> tuple[str, Shard]:
@@ -33,13 +35,13 @@ def start(device: str, deterministic: bool = False) -> tuple[str, Shard]:
         the device (`cpu` or `ascend`) and this process's shard.
 
     Raises:
-        UsageError: ascend is asked for where MindSpore finds no card.
+        UsageError: ascend is asked for where MindSpore finds no device.
         RunError: the processes did not find each other.
     """
     ms.set_context(mode=ms.GRAPH_MODE)
     chosen = choose(device)
     ms.set_device("Ascend" if chosen == "ascend" else "CPU")
-    if deterministic and ms.get_context("deterministic") != "ON":  # MindSpore takes it once, before the cards join
+    if deterministic and ms.get_context("deterministic") != "ON":  # MindSpore takes it once, before the devices join
         ms.set_deterministic(True)
     processes.end_with_launcher()
     # MS_WORKER_NUM is of msrun, RANK_SIZE of a start by rank table.
@@ -53,14 +55,14 @@ def start(device: str, deterministic: bool = False) -> tuple[str, Shard]:
 
 
 def gradient_average(parameters, shard: Shard) -> nn.Cell | None:
-    """A cell that averages gradients over the cards; None on one card."""
+    """A cell that averages gradients over the devices; None on one device."""
     if shard.count == 1:
         return None
     return nn.DistributedGradReducer(parameters, mean=True, degree=shard.count)
 
 
 class AllSum(nn.Cell):
-    """Sum of a tensor over all cards."""
+    """Sum of a tensor over all devices."""
 
     def __init__(self):
         super().__init__()
@@ -77,21 +79,21 @@ def _all_sum() -> AllSum:
 
 
 def refuse_disagreement(numbers: dict[str, int], shard: Shard) -> None:
-    """Compare numbers over the cards: each card has its own, by what they are of, unsigned and below 2^33.
+    """Compare numbers over the devices: each device has its own, by what they are of, unsigned and below 2^33.
 
     Raises:
         RunError: they differ, naming the first.
     """
-    # Parts of 11 bits: their float32 sums are exact on up to 8192 cards.
+    # Parts of 11 bits: their float32 sums are exact on up to 8192 devices.
     mine = np.array([[value >> 22, value >> 11 & 0x7FF, value & 0x7FF] for value in numbers.values()], np.float64)
-    same = (sum_over_cards(mine, shard) == shard.count * mine).all(1)
+    same = (sum_over_devices(mine, shard) == shard.count * mine).all(1)
     for name, agrees in zip(numbers, same):
         if not agrees:
-            raise RunError(f"the cards do not have the same {name} (noticed by card {shard.rank})")
+            raise RunError(f"the devices do not have the same {name} (noticed by device {shard.rank})")
 
 
-def sum_over_cards(values: np.ndarray, shard: Shard) -> np.ndarray:
-    """Sum of a float64 array over all cards, on every card (in float32: counts are exact up to 2^24)."""
+def sum_over_devices(values: np.ndarray, shard: Shard) -> np.ndarray:
+    """Sum of a float64 array over all devices, on every device (in float32: counts are exact up to 2^24)."""
     if shard.count == 1:
         return values
     return _all_sum()(Tensor(values.astype(np.float32))).asnumpy().astype(np.float64)

@@ -11,7 +11,7 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from skipvit.data.pipeline import Batches, Shard
-from skipvit.engine.distributed import sum_over_cards
+from skipvit.engine.distributed import sum_over_devices
 from skipvit.engine.step import EvalStep
 from skipvit.util.errors import RunError, Stopped
 
@@ -23,7 +23,7 @@ class Scores:
     top1: float
     top5: float
     loss: float
-    pictures: int
+    images: int
     images_per_s: float
 
     def as_dict(self) -> dict[str, float]:
@@ -41,7 +41,7 @@ def evaluate(
 
     Raises:
         Stopped: `interrupted` says so, between two batches.
-        RunError: too many broken pictures.
+        RunError: too many broken images.
     """
     training = step.network.training
     step.set_train(False)
@@ -58,8 +58,8 @@ def evaluate(
             timed += len(labels)
     elapsed = time.perf_counter() - begun
     step.set_train(training)
-    loss, top1, top5, count = sum_over_cards(sums, shard)
+    loss, top1, top5, count = sum_over_devices(sums, shard)
     if not count:
-        raise RunError("no picture of the validation set can be decoded")
+        raise RunError("no image of the validation set can be decoded")
     speed = timed * shard.count / elapsed if timed else 0.0
     return Scores(100 * top1 / count, 100 * top5 / count, loss / count, int(count), speed)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from skipvit.data.pipeline import Batches, Shard
 from skipvit.engine import checkpoint
 from skipvit.engine.checkpoint import Position
-from skipvit.engine.distributed import gradient_average, sum_over_cards
+from skipvit.engine.distributed import gradient_average, sum_over_devices
 from skipvit.engine.evaluate import Scores, evaluate
 from skipvit.engine.phases import Phase
 from skipvit.engine.state import REPORT, TrainingState
@@ -27,7 +27,7 @@ from skipvit.util.errors import RunError, Stopped
 from skipvit.util.signals import StopRequest
 
 UPDATES_BETWEEN_CHECKS = (
-    10  # for overflows in a row and, between several cards, for a request to stop: it costs an exchange
+    10  # for overflows in a row and, between several devices, for a request to stop: it costs an exchange
 )
 
 
@@ -39,7 +39,7 @@ class Plan:
         train_batches: makes the training data from an epoch and a step in it on.
         val_batches: the validation data.
         best: the forward whose top-1 decides about the best checkpoint.
-        fingerprint: of the training pictures, see `data.pipeline.fingerprint`.
+        fingerprint: of the training images, see `data.pipeline.fingerprint`.
         sink: MindSpore's data sink.
         mixer, clip_norm, label_smoothing and the others: see the configuration.
     """
@@ -70,7 +70,7 @@ class StepWatch(Callback):
         super().__init__()
         self.trainer, self.phase, self.batches = trainer, phase, batches
         self.epoch, self.step = batches.epoch, batches.first_step  # in batches, not updates
-        self.pictures = batches.batch_size * trainer.shard.count
+        self.images = batches.batch_size * trainer.shard.count
         self.seen = 0
         self.compile_s = None
         self.bar = None
@@ -109,7 +109,7 @@ class StepWatch(Callback):
             self.after_update(self.position(), max(1, done // self.trainer.plan.accumulate))
 
     def after_update(self, position: Position, done: int) -> None:
-        """Only here the run can be saved or stopped: gradients that are gathered are of one card."""
+        """Only here the run can be saved or stopped: gradients that are gathered are of one device."""
         if self.trainer.checks_at(position):
             self.refuse_overflows(position)
         if position.step // self.trainer.plan.log_steps > (position.step - done) // self.trainer.plan.log_steps:
@@ -122,7 +122,7 @@ class StepWatch(Callback):
         self.bar.close()
         record = {"train_loss": self.trainer.state.mean_loss()}
         record |= {name: values[name] for name in REPORT if name != "loss"}
-        record["images_per_s"] = self.timed * self.pictures / elapsed if self.timed else None
+        record["images_per_s"] = self.timed * self.images / elapsed if self.timed else None
         record["broken_images"] = len(self.batches.broken.names)
         record["first_step_s"], self.compile_s = self.compile_s, 0.0
         self.trainer.after_epoch(self.phase, self.position(), record)
@@ -136,7 +136,7 @@ class StepWatch(Callback):
             self.batches.steps // each,
             self.trainer.best,
             plan.fingerprint,
-            self.pictures * each,
+            self.images * each,
         )
 
     def values(self) -> dict[str, float]:
@@ -145,7 +145,7 @@ class StepWatch(Callback):
     def refuse_overflows(self, position: Position) -> None:
         values = self.values()
         if not self.bar.disable and self.timed:
-            speed = self.timed * self.pictures / (time.perf_counter() - self.begun)
+            speed = self.timed * self.images / (time.perf_counter() - self.begun)
             self.bar.set_postfix_str(f"loss {values['loss']:.3f}, {speed:.0f} images/s")
         if values["overflows_in_a_row"] >= self.trainer.plan.max_overflows:
             saved = self.trainer.save_together(position)
@@ -189,7 +189,7 @@ class Trainer:
 
         Raises:
             Stopped: on SIGTERM or Ctrl-C, after saving.
-            RunError: too many broken pictures, too many overflows, a loss that is not a number, no checkpoint at the end.
+            RunError: too many broken images, too many overflows, a loss that is not a number, no checkpoint at the end.
         """
         self.best = begin.best
         with StopRequest() as self.stop:
@@ -227,7 +227,7 @@ class Trainer:
                 watch.bar.close()
 
     def checks_at(self, position: Position) -> bool:
-        """The same on all cards."""
+        """The same on all devices."""
         return position.step % UPDATES_BETWEEN_CHECKS == 0 or position.step == position.steps
 
     def after_update(self, position: Position) -> None:
@@ -238,12 +238,12 @@ class Trainer:
             self.save(position)
 
     def asked_to_stop(self, position: Position) -> bool:
-        """The same on all cards: one that stopped a step before the others would leave them waiting."""
+        """The same on all devices: one that stopped a step before the others would leave them waiting."""
         if self.shard.count == 1:
             return self.stop.name is not None
         if not self.checks_at(position):
             return False
-        return sum_over_cards(np.array([float(self.stop.name is not None)]), self.shard)[0] > 0
+        return sum_over_devices(np.array([float(self.stop.name is not None)]), self.shard)[0] > 0
 
     def stop_at(self, position: Position) -> None:
         if not self.save_together(position):
@@ -255,9 +255,9 @@ class Trainer:
         )
 
     def save_together(self, position: Position) -> bool:
-        """Save, and have all cards wait for it: a launcher ends them all with the first that ends. Whether it worked."""
+        """Save, and have all devices wait for it: a launcher ends them all with the first that ends. Whether it worked."""
         self.save(position)
-        return sum_over_cards(np.array([float(self.unsaved)]), self.shard)[0] == 0
+        return sum_over_devices(np.array([float(self.unsaved)]), self.shard)[0] == 0
 
     def save(self, position: Position) -> None:
         """Write a checkpoint; a failure is reported, and training goes on."""
@@ -317,7 +317,7 @@ class Trainer:
         return result
 
     def evaluate_forwards(self, suffix: str) -> dict[str, Scores]:
-        # Several cards agree about stopping with the next steps.
+        # Several devices agree about stopping with the next steps.
         interrupted = (lambda: self.stop.name is not None) if self.shard.count == 1 else (lambda: False)
         result = {}
         for routed, step in self.evals.items():

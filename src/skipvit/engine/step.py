@@ -12,7 +12,7 @@ from skipvit.models.vit import PIXEL_MEAN, PIXEL_STD, ViT
 
 
 class Mixer(nn.Cell):
-    """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) of each picture with its mirror in the batch.
+    """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) of each image with its mirror in the batch.
 
     The batch's numbers come from outside (`data.augment.mix_numbers`): pixel weight, top, bottom, left, right, target
     weight. Pixels inside the box are the partner's, outside they are weighted; targets have a weight of their own.
@@ -28,7 +28,7 @@ class Mixer(nn.Cell):
     def number(self, mix, i):
         return ops.Reshape()(ops.Slice()(mix, (i,), (1,)), (1, 1, 1))
 
-    def pictures(self, images, mix):
+    def mixed_images(self, images, mix):
         """Mixed and normalised: float32 (B, H, W, 3) of uint8 ones and float32 (6,)."""
         batch, height, width, channels = images.shape
         x = ops.Cast()(ops.Reshape()(images, (batch, height, width * channels)), ms.float32)
@@ -60,7 +60,7 @@ class TrainingLoss(nn.Cell):
     Args:
         routed: which forward.
         smoothing: share of the target spread evenly over all classes (arXiv 1512.00567).
-        mixer: mixes pictures and targets, or None.
+        mixer: mixes images and targets, or None.
     """
 
     def __init__(self, network: ViT, routed: bool, smoothing: float, mixer: Mixer | None = None):
@@ -70,7 +70,7 @@ class TrainingLoss(nn.Cell):
 
     def construct(self, images, labels, noise, mix, scale):
         if self.mixer is not None:
-            images = self.mixer.pictures(images, mix)
+            images = self.mixer.mixed_images(images, mix)
         log_p = ops.LogSoftmax()(ops.Cast()(self.network(images, noise, self.routed), ms.float32))
         classes = log_p.shape[1]
         target = ops.OneHot()(labels, classes, self.one, self.zero)
@@ -116,7 +116,7 @@ def _(share, average, weight):
 
 
 class TrainStep(nn.Cell):
-    """Forward, backward, and with the last of the batches that make an update: mean over the cards, finite check,
+    """Forward, backward, and with the last of the batches that make an update: mean over the devices, finite check,
     unscaling, clipping, update, weight average.
 
     An update whose gradients are not finite is skipped: nothing changes but the counters and, where it is dynamic, the
@@ -125,8 +125,8 @@ class TrainStep(nn.Cell):
     Args:
         optimizer: a cell that takes gradients and a factor for them, and returns the learning rate it used, see `optim.AdamW`.
         clip_norm: largest global norm of the unscaled gradients; 0 does not clip.
-        reduce: a cell that averages gradients over the cards, or None on one card.
-        cards: how many there are.
+        reduce: a cell that averages gradients over the devices, or None on one device.
+        devices: how many there are.
 
     Its construct takes a batch and returns float32 (6,): see `state.REPORT`.
     """
@@ -138,12 +138,12 @@ class TrainStep(nn.Cell):
         state: TrainingState,
         clip_norm: float,
         reduce: nn.Cell | None = None,
-        cards: int = 1,
+        devices: int = 1,
     ):
         super().__init__(auto_prefix=False)
         self.loss, self.optimizer, self.state, self.clip_norm, self.reduce = loss, optimizer, state, clip_norm, reduce
         self.weights: ParameterTuple = optimizer.parameters
-        self.cards, self.total = cards, AllSum()
+        self.devices, self.total = devices, AllSum()
         self.accumulate = state.accumulate
         self.one = Tensor(1.0, ms.float32)
         self.largest = Tensor(np.finfo(np.float32).max, ms.float32)
@@ -153,8 +153,8 @@ class TrainStep(nn.Cell):
         state = self.state
         loss, gradients = self.value_and_gradient(images, labels, noise, mix, state.loss_scale)
         loss = loss / state.loss_scale
-        if self.cards > 1:
-            loss = self.total(loss) / self.cards
+        if self.devices > 1:
+            loss = self.total(loss) / self.devices
         if self.accumulate == 1:
             self.update(loss, gradients)
         else:
@@ -176,10 +176,10 @@ class TrainStep(nn.Cell):
         unscale = 1.0 / (state.loss_scale * self.accumulate)
         norm = global_norm(gradients) * unscale
         ops.Assign()(state.gradient_norm, norm)
-        # On Ascend 910A this reads the card's overflow register, elsewhere it looks at the two numbers.
+        # On Ascend 910A this reads the device's overflow register, elsewhere it looks at the two numbers.
         finite = ops.Cast()(amp.all_finite((norm, loss)), ms.float32)
-        if self.cards > 1:
-            finite = ops.Floor()(self.total(finite) / self.cards)
+        if self.devices > 1:
+            finite = ops.Floor()(self.total(finite) / self.devices)
         if finite > 0.5:
             self.apply(gradients, norm, unscale)
         ops.AssignAdd()(state.overflows, 1.0 - finite)
@@ -207,9 +207,9 @@ class TrainStep(nn.Cell):
 
 
 class EvalStep(nn.Cell):
-    """Sums over a batch of the dense or routed forward: float32 (4,), loss, top-1 hits, top-5 hits, pictures.
+    """Sums over a batch of the dense or routed forward: float32 (4,), loss, top-1 hits, top-5 hits, images.
 
-    Pictures with a negative label are padding and count for nothing.
+    Images with a negative label are padding and count for nothing.
     """
 
     def __init__(self, network: ViT, routed: bool):

@@ -62,7 +62,7 @@ def parser() -> configuration.OneLineParser:
         "--profile", action="store_true", help="write MindSpore's trace of ten steps into the run's folder"
     )
     result.add_argument(
-        "--check", action="store_true", help="only look whether the run could begin: config, folder, pictures, disk"
+        "--check", action="store_true", help="only look whether the run could begin: config, folder, images, disk"
     )
     return result
 
@@ -77,8 +77,8 @@ def main(words: list[str]) -> None:
     train_source, val_source = open_sources(config, options)
     begin = newest_checkpoint(folder, config, train_source) if going_on else None
     initial = read_initial(config, train_source.classes) if begin is None else None
-    if begin is not None and begin.position.pictures != config.update_pictures(shard.count):
-        config = redivided(config, begin.position.pictures, shard)
+    if begin is not None and begin.position.images != config.update_images(shard.count):
+        config = redivided(config, begin.position.images, shard)
     training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
     folder.claim()
     try:
@@ -93,7 +93,7 @@ def read(words: list[str]) -> Config:
 
 
 def check(words: list[str], shard: Shard) -> None:
-    """Raise what a run would raise before its first step, without a device: configuration, folder, pictures, disk."""
+    """Raise what a run would raise before its first step, without a device: configuration, folder, images, disk."""
     config, options = configuration.from_words(parser(), words)
     folder, going_on = run_folder(config, options, shard)
     if going_on:
@@ -122,7 +122,7 @@ def run_folder(config: Config, options: argparse.Namespace, shard: Shard) -> tup
 
 
 def open_sources(config: Config, options: argparse.Namespace) -> tuple[Source, Source]:
-    """Training and validation pictures."""
+    """Training and validation images."""
     index = Path(options.runs) / ".index"
     train_source, val_source = open_source(config, "train", index), open_source(config, "val", index)
     refuse_other_classes(train_source, val_source)
@@ -165,7 +165,7 @@ def train(
         parameters, trained = (sum(p.size for p in some) for some in (network.get_parameters(), optimizer.parameters))
         part = f" ({trained:,} trained)" if trained < parameters else ""
         print(
-            f"{config.name}: {parameters:,} parameters{part}, {len(train_source)} training pictures, {device} x {shard.count}, "
+            f"{config.name}: {parameters:,} parameters{part}, {len(train_source)} training images, {device} x {shard.count}, "
             f"into {folder.path}",
             flush=True,
         )
@@ -208,7 +208,7 @@ def refuse_changed(folder: RunFolder, config: Config) -> None:
 
 
 def newest_checkpoint(folder: RunFolder, config: Config, train_source: Source) -> Checkpoint | None:
-    """The newest whole checkpoint of a run that has the same configuration and pictures; None if it has none yet."""
+    """The newest whole checkpoint of a run that has the same configuration and images; None if it has none yet."""
     refuse_changed(folder, config)
     best = folder.checkpoints / checkpoint.BEST
     candidates = [*reversed(checkpoint.saved(folder.checkpoints)), *([best] if best.exists() else [])]
@@ -219,7 +219,7 @@ def newest_checkpoint(folder: RunFolder, config: Config, train_source: Source) -
             print(f"warning: {error}", file=sys.stderr)
             continue
         if found.position.data != fingerprint(train_source):
-            raise UsageError(f"{path}: it was trained on other pictures; resume with the same ones, or use --name")
+            raise UsageError(f"{path}: it was trained on other images; resume with the same ones, or use --name")
         return found
     if candidates:
         raise RunError(f"{folder.checkpoints}: no checkpoint in it is whole; remove them to begin anew")
@@ -228,13 +228,13 @@ def newest_checkpoint(folder: RunFolder, config: Config, train_source: Source) -
     return None
 
 
-def redivided(config: Config, pictures: int, shard: Shard) -> Config:
-    """The configuration for another number of cards: an update takes the same pictures as before, and learns the same."""
-    result = config.divided(pictures, shard.count)
+def redivided(config: Config, images: int, shard: Shard) -> Config:
+    """The configuration for another number of devices: an update takes the same images as before, and learns the same."""
+    result = config.divided(images, shard.count)
     if shard.rank == 0:
-        cards = f"{shard.count} card{'s' * (shard.count > 1)}"
+        devices = f"{shard.count} device{'s' * (shard.count > 1)}"
         print(
-            f"updates of {pictures} pictures as before, now on {cards}: data.batch_size {result.data.batch_size}, "
+            f"updates of {images} images as before, now on {devices}: data.batch_size {result.data.batch_size}, "
             f"optim.accumulate {result.optim.accumulate}",
             flush=True,
         )
@@ -263,12 +263,12 @@ def resume(begin: Checkpoint, trainer: Trainer, shard: Shard) -> Position:
 
 
 def refuse_disagreement(config: Config, trainer: Trainer, position: Position, shard: Shard) -> None:
-    """Raises RunError if the cards are not about to train the same network, from the same place, on the same pictures."""
+    """Raises RunError if the devices are not about to train the same network, from the same place, on the same images."""
     if shard.count > 1:
         distributed.refuse_disagreement(
             {
                 "configuration": config.fingerprint(),
-                "training pictures": trainer.plan.fingerprint,
+                "training images": trainer.plan.fingerprint,
                 "checkpoint to go on from; all machines must see the same --runs folder": position.epoch << 20
                 | position.step,
                 "weights": checkpoint.fingerprint(trainer.parameters()),
@@ -278,7 +278,7 @@ def refuse_disagreement(config: Config, trainer: Trainer, position: Position, sh
 
 
 def finish(config: Config, network: ViT, folder: RunFolder, val_source: Source) -> None:
-    """Write the summary and the picture of bypassed patches, and print what a person wants to know."""
+    """Write the summary and the image of bypassed patches, and print what a person wants to know."""
     model = config.model
     macs = {
         name: forward_macs(model.shape(), model.patch, model.tokens, model.num_classes, spans)
@@ -296,14 +296,14 @@ def finish(config: Config, network: ViT, folder: RunFolder, val_source: Source) 
     print(as_text(result))
     for listing in (folder.broken, folder.broken_val):
         if listing.exists():
-            print(f"broken pictures were left out: {listing}")
+            print(f"broken images were left out: {listing}")
     if network.spans:
         draw_kept(config, network, val_source).savefig(folder.path / "bypassed.png", dpi=110)
-    print(f"curves, {'picture of bypassed patches, ' if network.spans else ''}checkpoints: {folder.path}")
+    print(f"curves, {'image of bypassed patches, ' if network.spans else ''}checkpoints: {folder.path}")
 
 
 def draw_kept(config: Config, network: ViT, val_source: Source, count: int = 16):
-    """Figure of validation pictures, evenly spaced over the set, with what the routed forward keeps and predicts."""
+    """Figure of validation images, evenly spaced over the set, with what the routed forward keeps and predicts."""
     images, labels, noise = sample(config, val_source, evenly_spaced(val_source, count), network.noise_width)
     names = [f"routes.{r}.kept" for r in range(len(network.spans))]
     network.set_train(False)

@@ -1,4 +1,4 @@
-"""Pictures of what a route keeps, bypassed patches dimmed, and of what [CLS] attends to."""
+"""Images of what a route keeps, bypassed patches dimmed, and of what [CLS] attends to."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def dim_bypassed(image: np.ndarray, kept: np.ndarray, grid: int) -> np.ndarray:
 
 
 def attention_heat(image: np.ndarray, attention: np.ndarray, grid: int) -> np.ndarray:
-    """Colour the patches by attention, from this picture's least (dark) to its largest (bright), on a square root scale.
+    """Colour the patches by attention, from this image's least (dark) to its largest (bright), on a square root scale.
 
     Args:
         image: uint8 (S, S, 3), S a multiple of grid; shimmers through in grey.
@@ -48,12 +48,12 @@ def attention_heat(image: np.ndarray, attention: np.ndarray, grid: int) -> np.nd
 
 
 def kept_figure(images: np.ndarray, kept: list[np.ndarray], captions: list[str], grid: int) -> Figure:
-    """Each picture beside itself with the patches that each route bypasses dimmed.
+    """Each image beside itself with the patches that each route bypasses dimmed.
 
     Args:
         images: uint8 (n, S, S, 3).
         kept: for each route, int (n, k).
-        captions: a title for each picture.
+        captions: a title for each image.
         grid: patches a side.
     """
     views = [[image, *_dimmed(image, kept, i, grid)] for i, image in enumerate(images)]
@@ -85,7 +85,7 @@ def _dimmed(image: np.ndarray, kept: list[np.ndarray], i: int, grid: int) -> lis
 
 
 def _figure(views: list[list[np.ndarray]], captions: list[tuple[str, str]], title: str = "") -> Figure:
-    """Groups of pictures side by side, a caption above and one below each group."""
+    """Groups of images side by side, a caption above and one below each group."""
     width = len(views[0])
     columns = min(4, len(views)) if width < 4 else min(2, len(views))
     rows = -(-len(views) // columns)

@@ -11,7 +11,7 @@ import numpy as np
 from skipvit.cli.eval import checkpoint_of, default_config
 from skipvit.config import config as configuration
 from skipvit.config.config import Config
-from skipvit.data.augment import BrokenPicture, validation_picture
+from skipvit.data.augment import BrokenImage, validation_image
 from skipvit.data.builtin import generate
 from skipvit.data.image_folder import ImageFolder
 from skipvit.data.pipeline import PADDING, Source
@@ -26,8 +26,8 @@ from skipvit.util.errors import RunError, UsageError
 
 EPILOG = """examples:
   skipvit importance runs/skipvit_mini_shapes
-  skipvit importance RUN --scorers cls_attention,random --pictures 100
-  skipvit importance RUN --masks masks/ --data.path /data/birds   masks/<class>/<picture>.png, white on the object
+  skipvit importance RUN --scorers cls_attention,random --images 100
+  skipvit importance RUN --masks masks/ --data.path /data/birds   masks/<class>/<image>.png, white on the object
   skipvit importance RUN --routes '[{start: 2, end: 5}]' --phases.dense_warmup_epochs 0 --phases.evaluate dense
                                                       of a dense run: where a route would begin
 
@@ -49,10 +49,10 @@ def parser() -> configuration.OneLineParser:
     result.add_argument(
         "--masks",
         metavar="FOLDER",
-        help="masks of the validation pictures (an image folder's), as <class>/<picture>.png",
+        help="masks of the validation images (an image folder's), as <class>/<image>.png",
     )
     result.add_argument(
-        "--pictures", type=int, default=200, metavar="N", help="validation pictures, evenly spaced (default: 200)"
+        "--images", type=int, default=200, metavar="N", help="validation images, evenly spaced (default: 200)"
     )
     result.add_argument("--out", metavar="FOLDER", help="where to write, instead of RUN/importance")
     return result
@@ -61,8 +61,8 @@ def parser() -> configuration.OneLineParser:
 def main(words: list[str]) -> None:
     config, options = configuration.from_words(parser(), words, default_config)
     path = checkpoint_of(options)
-    if options.pictures < 1:
-        raise UsageError("--pictures: use 1 or more")
+    if options.images < 1:
+        raise UsageError("--images: use 1 or more")
     if not options.out and not options.run:
         raise UsageError("--out: name the folder to write, or a run folder (see --help)")
     if not config.routes:
@@ -72,7 +72,7 @@ def main(words: list[str]) -> None:
         )
     scorers = chosen_scorers(options.scorers, config.routes[0].scorer)
     out = Path(options.out or Path(options.run) / "importance")
-    shown = pictures_of(config, options.pictures, options.masks)
+    shown = images_of(config, options.images, options.masks)
     make_folder(out, "folder", "--out")
     device, _ = distributed.start(config.device, config.deterministic)
     earlier = [] if options.weights or not options.run else checkpoint.saved(Path(options.run) / "checkpoints")[:-1]
@@ -82,7 +82,7 @@ def main(words: list[str]) -> None:
     figure_of_measures(result).savefig(out / "importance.png", dpi=110)
     figure_of_kept(shown.images, shown.masks, kept).savefig(out / "kept.png", dpi=110)
     print(as_text(result))
-    print(f"numbers and pictures: {out}")
+    print(f"numbers and images: {out}")
 
 
 def chosen_scorers(text: str | None, own: str) -> list[str]:
@@ -100,7 +100,7 @@ def chosen_scorers(text: str | None, own: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Shown:
-    """Validation pictures to measure on.
+    """Validation images to measure on.
 
     Attributes:
         images: uint8 (n, S, S, 3); labels: int32 (n,).
@@ -116,11 +116,11 @@ class Shown:
     masks: np.ndarray | None
 
 
-def pictures_of(config: Config, count: int, masks: str | None) -> Shown:
-    """Validation pictures, evenly spaced over the set; those that cannot be decoded are left out.
+def images_of(config: Config, count: int, masks: str | None) -> Shown:
+    """Validation images, evenly spaced over the set; those that cannot be decoded are left out.
 
     Raises:
-        UsageError, RunError: masks that are missing or no pictures; no picture at all.
+        UsageError, RunError: masks that are missing or no images; no image at all.
     """
     source = open_source(config, "val")
     chosen = evenly_spaced(source, count)
@@ -128,10 +128,10 @@ def pictures_of(config: Config, count: int, masks: str | None) -> Shown:
     whole = labels != PADDING
     images, labels, chosen = images[whole], labels[whole], chosen[whole]
     if not len(labels):
-        raise RunError("no picture of the validation set can be decoded")
+        raise RunError("no image of the validation set can be decoded")
     if config.data.kind == "shapes":
         if masks:
-            raise UsageError("--masks: the built-in pictures have masks of their own; leave it out")
+            raise UsageError("--masks: the built-in images have masks of their own; leave it out")
         truth = generate(len(source), seed=config.seed, split="val")
         return Shown(images, labels, truth.backgrounds[chosen], "the background", truth.masks[chosen])
     fill = np.broadcast_to(np.round(PIXEL_MEAN).astype(np.uint8), images.shape)
@@ -141,26 +141,26 @@ def pictures_of(config: Config, count: int, masks: str | None) -> Shown:
 
 
 def read_masks(config: Config, source: Source, chosen: np.ndarray, folder: Path) -> np.ndarray:
-    """Masks of pictures of an image folder, resized and cropped as they are: bool (n, S, S), true where brighter than half.
+    """Masks of images of an image folder, resized and cropped as they are: bool (n, S, S), true where brighter than half.
 
     Raises:
-        UsageError: the pictures have no file names; a mask is missing.
+        UsageError: the images have no file names; a mask is missing.
         RunError: a mask cannot be decoded.
     """
     if not isinstance(source, ImageFolder):
         raise UsageError(
-            f"--masks: pictures of kind {config.data.kind} have no names to find masks by; use data.kind image_folder"
+            f"--masks: images of kind {config.data.kind} have no names to find masks by; use data.kind image_folder"
         )
     result = []
     for i in chosen.tolist():
         name = Path(source.relative(i))
         path = next((p for p in (folder / name.with_suffix(t) for t in MASK_TYPES) if p.is_file()), None)
         if path is None:
-            raise UsageError(f"--masks: {folder / name.with_suffix('.png')} is not there; every picture needs a mask")
+            raise UsageError(f"--masks: {folder / name.with_suffix('.png')} is not there; every image needs a mask")
         try:
-            mask = validation_picture(path.read_bytes(), config.model.image_size, config.data.eval_crop)
-        except BrokenPicture as error:
-            raise RunError(f"{path}: not a picture that can be decoded ({error})") from None
+            mask = validation_image(path.read_bytes(), config.model.image_size, config.data.eval_crop)
+        except BrokenImage as error:
+            raise RunError(f"{path}: not an image that can be decoded ({error})") from None
         result.append(mask.mean(2) > 127.5)
     return np.stack(result)
 
@@ -183,7 +183,7 @@ def as_text(result: dict) -> str:
     """The measures as a table."""
     chance = result["kept"] / result["tokens"]
     lines = [
-        f"{result['checkpoint']}, {result['pictures']} pictures, {result['predicts']} forward; of {result['tokens']} patches "
+        f"{result['checkpoint']}, {result['images']} images, {result['predicts']} forward; of {result['tokens']} patches "
         f"{result['kept']} are kept, by the attention of block {result['site']}",
         f"{'':32}{'kept of':>16}{'':9}{'area under':>18}{'with last block':>18}{'stable under':>27}",
         f"{'':32}" + "".join(f"{title:>9}" for title in COLUMNS.values()),

@@ -1,4 +1,4 @@
-"""Pictures of what `skipvit importance` measures."""
+"""Images of what `skipvit importance` measures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from skipvit.insight.figures import dim_bypassed
 
-MOST_PICTURES = 8
+MOST_IMAGES = 8
 
 
 def figure_of_measures(result: dict) -> Figure:
@@ -66,19 +66,19 @@ def _draw_kept(axis, result: dict) -> None:
 
 
 def figure_of_kept(images: np.ndarray, masks: np.ndarray | None, kept: dict[str, np.ndarray]) -> Figure:
-    """Some pictures, and each with what a scorer bypasses dimmed; the object is outlined.
+    """Some images, and each with what a scorer bypasses dimmed; the object is outlined.
 
     Args:
         images: uint8 (n, S, S, 3).
         masks: bool (n, S, S) or None.
         kept: by scorer, bool (n, tokens).
     """
-    chosen = np.linspace(0, len(images) - 1, min(MOST_PICTURES, len(images))).astype(int)
+    chosen = np.linspace(0, len(images) - 1, min(MOST_IMAGES, len(images))).astype(int)
     figure = Figure(figsize=(1.5 * len(chosen), 1.6 * (1 + len(kept))), layout="constrained")
     axes = figure.subplots(1 + len(kept), len(chosen), squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    for row, (name, sets) in zip(axes, {"picture": None, **kept}.items()):
+    for row, (name, sets) in zip(axes, {"image": None, **kept}.items()):
         row[0].set_ylabel(name.replace("_", "\n", 1), fontsize=8)
         for axis, i in zip(row, chosen):
             view = (

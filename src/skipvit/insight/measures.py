@@ -1,6 +1,6 @@
 """How well a scorer finds what matters: measures of rankings and kept sets, in NumPy, without a network.
 
-A ranking is float (n, tokens) of n pictures, larger is more important; ties go to the earlier position, as in a route. A kept set is
+A ranking is float (n, tokens) of n images, larger is more important; ties go to the earlier position, as in a route. A kept set is
 bool (n, tokens). Tokens are the patches, row by row.
 
 Sources: deletion and insertion curves, RISE (arXiv 1806.07421); the rest are textbook measures.
@@ -30,7 +30,7 @@ def on_object(masks: np.ndarray, grid: int) -> np.ndarray:
 
 
 def shares_kept(kept: np.ndarray, objects: np.ndarray) -> tuple[float, float]:
-    """Share of the object's patches that are kept, and of the background's: means over the pictures that have any; nan if none has."""
+    """Share of the object's patches that are kept, and of the background's: means over the images that have any; nan if none has."""
     return _mean_share(kept, objects), _mean_share(kept, ~objects)
 
 
@@ -42,7 +42,7 @@ def _mean_share(kept: np.ndarray, which: np.ndarray) -> float:
 
 def separation(ranking: np.ndarray, objects: np.ndarray) -> float:
     """Chance that a patch of the object ranks above one of the background (area under the ROC curve), ties count a half; mean over the
-    pictures that have both. 1: knows the object, 0.5: knows nothing."""
+    images that have both. 1: knows the object, 0.5: knows nothing."""
     ranks, positives = _ranks(ranking), objects.sum(1)
     negatives = objects.shape[1] - positives
     both = (positives > 0) & (negatives > 0)
@@ -62,7 +62,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def overlap(a: np.ndarray, b: np.ndarray, both: np.ndarray | None = None) -> float:
-    """Share of two kept sets that they have in common, 2 |a and b| / (|a| + |b|); mean over pictures. Two random sets of k of n tokens
+    """Share of two kept sets that they have in common, 2 |a and b| / (|a| + |b|); mean over images. Two random sets of k of n tokens
     have k / n.
 
     Args:
@@ -75,42 +75,42 @@ def overlap(a: np.ndarray, b: np.ndarray, both: np.ndarray | None = None) -> flo
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation of two rankings, mean over pictures; a ranking that is constant correlates with nothing: 0."""
+    """Spearman's rank correlation of two rankings, mean over images; a ranking that is constant correlates with nothing: 0."""
     x, y = (r - r.mean(1, keepdims=True) for r in (_ranks(a), _ranks(b)))
     norms = np.sqrt((x * x).sum(1) * (y * y).sum(1))
     return float(np.divide((x * y).sum(1), norms, out=np.zeros(len(norms)), where=norms > 0).mean())
 
 
 def mirrored(tokens: np.ndarray, grid: int) -> np.ndarray:
-    """Values by token (n, tokens) of pictures mirrored left to right, mapped back to the pictures' own positions."""
+    """Values by token (n, tokens) of images mirrored left to right, mapped back to the images' own positions."""
     return tokens.reshape(len(tokens), grid, grid)[:, :, ::-1].reshape(len(tokens), -1)
 
 
 def shifted(tokens: np.ndarray, grid: int) -> np.ndarray:
-    """Values by token (n, tokens) of pictures moved one patch to the right, mapped back; the last column, which left the picture, holds
+    """Values by token (n, tokens) of images moved one patch to the right, mapped back; the last column, which left the image, holds
     that of the first, see `still_there`."""
     return np.roll(tokens.reshape(len(tokens), grid, grid), -1, axis=2).reshape(len(tokens), -1)
 
 
 def still_there(grid: int) -> np.ndarray:
-    """Positions that a move by one patch to the right leaves in the picture: bool (tokens,)."""
+    """Positions that a move by one patch to the right leaves in the image: bool (tokens,)."""
     return np.tile(np.arange(grid) < grid - 1, grid)
 
 
 def moved_right(images: np.ndarray, pixels: int) -> np.ndarray:
-    """Pictures moved to the right; the gap repeats the first column."""
+    """Images moved to the right; the gap repeats the first column."""
     return np.concatenate([np.repeat(images[:, :, :1], pixels, axis=2), images[:, :, :-pixels]], axis=2)
 
 
 def deletion_insertion(
     predict: Predict, images: np.ndarray, fill: np.ndarray, labels: np.ndarray, ranking: np.ndarray, points: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of the true class, mean over pictures, while patches are taken away, the most important first, and while they are
-    put on an empty picture in the same order.
+    """Probability of the true class, mean over images, while patches are taken away, the most important first, and while they are
+    put on an empty image in the same order.
 
     Args:
-        predict: probabilities of pictures.
-        images, fill: uint8 (n, S, S, 3), the pictures and what is where a patch is not.
+        predict: probabilities of images.
+        images, fill: uint8 (n, S, S, 3), the images and what is where a patch is not.
         labels: int (n,).
         ranking: float (n, tokens).
         points: of each curve, evenly spaced from no patch to all.

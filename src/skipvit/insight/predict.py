@@ -1,4 +1,4 @@
-"""`skipvit predict`: the most probable classes of pictures, and a sheet of what the network looked at."""
+"""`skipvit predict`: the most probable classes of images, and a sheet of what the network looked at."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ from skipvit.insight.figures import prediction_figure
 from skipvit.models.vit import Activations
 from skipvit.routing.routing import Span
 from skipvit.util.errors import RunError, UsageError
-from skipvit.weights.trained import Bad, Files, Trained, add_options, batches, find_pictures, load
+from skipvit.weights.trained import Bad, Files, Trained, add_options, batches, find_images, load
 
-MOST_SHOWN = 48  # pictures of a sheet
+MOST_SHOWN = 48  # images of a sheet
 BY_ATTENTION = ("cls_attention", "sampled_cls_attention", "mixed_cls_attention")  # outside training
 SHEET_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 EPILOG = """examples:
   skipvit predict runs/skipvit_mini_shapes cat.jpg holiday/            files and folders
-  skipvit predict RUN pictures --top 1 --json > predictions.json
-  skipvit predict RUN pictures --show sheet.png                        kept patches, [CLS] attention, predictions
+  skipvit predict RUN images --top 1 --json > predictions.json
+  skipvit predict RUN images --show sheet.png                        kept patches, [CLS] attention, predictions
   skipvit predict --config FILE --weights FILE.ckpt cat.jpg            without a run's folder
 
-exit code 1: some of the pictures could not be read; they are named on stderr, the others are predicted
+exit code 1: some of the images could not be read; they are named on stderr, the others are predicted
 """
 
 
 class Prediction(NamedTuple):
-    """A picture's path and its most probable classes: numbers and probabilities, most probable first."""
+    """An image's path and its most probable classes: numbers and probabilities, most probable first."""
 
     path: str
     top: list[tuple[int, float]]
 
 
 def parser() -> configuration.OneLineParser:
-    result = configuration.OneLineParser(prog="skipvit predict", description="Classify pictures.", epilog=EPILOG)
+    result = configuration.OneLineParser(prog="skipvit predict", description="Classify images.", epilog=EPILOG)
     result.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="folder of a run (unless --config), then pictures and folders of them",
+        help="folder of a run (unless --config), then images and folders of them",
     )
     add_options(result)
-    result.add_argument("--top", type=int, default=5, metavar="K", help="classes a picture (default: 5)")
+    result.add_argument("--top", type=int, default=5, metavar="K", help="classes an image (default: 5)")
     result.add_argument(
-        "--batch_size", type=int, default=16, metavar="N", help="pictures at a time; changes no answer (default: 16)"
+        "--batch_size", type=int, default=16, metavar="N", help="images at a time; changes no answer (default: 16)"
     )
-    result.add_argument("--show", metavar="FILE", help=f"draw the first {MOST_SHOWN} pictures into this .png")
+    result.add_argument("--show", metavar="FILE", help=f"draw the first {MOST_SHOWN} images into this .png")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     return result
 
@@ -67,7 +67,7 @@ def main(words: list[str]) -> None:
     check(options)
     device, _ = distributed.start(config.device, config.deterministic)
     trained = load(config, options, device)
-    paths, reasons = find_pictures(options.inputs)
+    paths, reasons = find_images(options.inputs)
     top, shown, found = min(options.top, len(trained.classes)), [], []
     if not options.json:
         print(trained.describe(), flush=True)
@@ -86,16 +86,14 @@ def main(words: list[str]) -> None:
         if not options.json:
             print(f"{len(shown)} of them are drawn in {options.show}")
     if reasons:
-        raise RunError(
-            f"{len(reasons)} of the inputs could not be read, see above; {len(found)} pictures were predicted"
-        )
+        raise RunError(f"{len(reasons)} of the inputs could not be read, see above; {len(found)} images were predicted")
 
 
 def config_of(options: argparse.Namespace) -> str:
     """The configuration to read; without --config the first input is a run's folder."""
     options.run = None if options.config else options.inputs.pop(0)
     if not options.inputs:
-        raise UsageError("no pictures to predict: name the run's folder, then pictures or folders of them (see --help)")
+        raise UsageError("no images to predict: name the run's folder, then images or folders of them (see --help)")
     return default_config(options)
 
 
@@ -121,7 +119,7 @@ def predict(
         RunError: the network's outputs are not finite.
     """
     predictor = trained.predictor()
-    with tqdm(total=len(paths), desc="predicting", unit=" pictures", leave=False, disable=None) as bar:
+    with tqdm(total=len(paths), desc="predicting", unit=" images", leave=False, disable=None) as bar:
         for step, (good, images) in enumerate(batches(trained.config, Files(paths), batch_size, bad)):
             probabilities = predictor(Tensor(images)).asnumpy()
             if not np.isfinite(probabilities[good]).all():
@@ -156,14 +154,14 @@ def as_dict(trained: Trained, found: list[Prediction], reasons: dict[str, str]) 
 
 
 def sheet(trained: Trained, images: np.ndarray, found: list[Prediction]) -> Figure:
-    """Figure of pictures, uint8 (n, S, S, 3), with kept patches, [CLS] attention and the first n predictions."""
+    """Figure of images, uint8 (n, S, S, 3), with kept patches, [CLS] attention and the first n predictions."""
     network, routed = trained.network, trained.routed
     spans = network.spans if routed else ()
     names = ["cls_attention"] + [f"routes.{r}.{what}" for r in range(len(spans)) for what in ("kept", "ranking")]
     noise = np.broadcast_to(trained.predictor().noise.asnumpy(), (len(images), network.noise_width))
     seen = Activations(network, names, routed).by_name(Tensor(images), Tensor(noise.copy()))
     attention, where = attention_of(seen, spans, network.tokens, network.depth)
-    views = "picture, kept patches (bypassed ones dimmed)" if spans else "picture"
+    views = "image, kept patches (bypassed ones dimmed)" if spans else "image"
     names = [_short(printable(name), 24) for name in trained.classes]
     captions = [
         (_short(printable(Path(path).name), 34), "\n".join(f"{names[c]} {100 * p:.1f} %" for c, p in top[:2]))

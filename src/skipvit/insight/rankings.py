@@ -20,7 +20,7 @@ from skipvit.routing.scorers import cls_row
 
 POINTS = 17  # of deletion and insertion curves
 
-Values = dict[str, np.ndarray]  # by name: float (n, tokens), of every picture and patch
+Values = dict[str, np.ndarray]  # by name: float (n, tokens), of every image and patch
 
 
 class Rankings(nn.Cell):
@@ -66,7 +66,7 @@ class Probabilities(nn.Cell):
 
 
 class InBatches:
-    """A cell of pictures and noise that gives a tuple, run over any number of pictures; every picture gets new noise each time."""
+    """A cell of images and noise that gives a tuple, run over any number of images; every image gets new noise each time."""
 
     def __init__(self, cell: nn.Cell, noise_width: int, batch: int):
         self.cell, self.width, self.batch, self.rng = (
@@ -127,7 +127,7 @@ def measure(config: Config, network: ViT, scorers: list[str], shown, checkpoints
     result = {
         "checkpoint": str(checkpoints[-1]),
         "earlier": [str(path) for path in checkpoints[:-1]],
-        "pictures": len(shown.labels),
+        "images": len(shown.labels),
         "filled_with": shown.filled_with,
         "predicts": main,
         "site": site,
@@ -143,7 +143,7 @@ def measure(config: Config, network: ViT, scorers: list[str], shown, checkpoints
 def ranker(
     network: ViT, scorers: list[str], site: int, keep_ratio: float, batch: int
 ) -> Callable[[np.ndarray], Values]:
-    """A function of pictures: the values of each scorer and block, and, where there are several routes, 1 for what each keeps, `route 0`, ..."""
+    """A function of images: the values of each scorer and block, and, where there are several routes, 1 for what each keeps, `route 0`, ..."""
     cell = Rankings(network, scorers, site, keep_ratio)
     rankings = InBatches(cell, cell.noise_width, batch)
     several = len(network.spans) > 1
@@ -161,7 +161,7 @@ def ranker(
 
 
 def of_kept(trained: list[np.ndarray], flipped: np.ndarray, moved: np.ndarray, last: np.ndarray, count: int) -> dict:
-    """What the kept sets have in common: with those of the last block's attention, of the flipped and of the moved pictures, and of each
+    """What the kept sets have in common: with those of the last block's attention, of the flipped and of the moved images, and of each
     checkpoint with the next."""
     grid = math.isqrt(last.shape[1])
     sets = [measures.top(values, count) for values in trained]

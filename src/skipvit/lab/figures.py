@@ -183,7 +183,7 @@ def matrix_figure(matrices: dict[str, np.ndarray]) -> Figure:
 
 
 def kept_over_training(images: np.ndarray, kept: dict[int, np.ndarray], grid: int) -> Figure:
-    """Pictures (rows), and what is kept of them after so many epochs (columns).
+    """Images (rows), and what is kept of them after so many epochs (columns).
 
     Args:
         images: uint8 (n, S, S, 3).
@@ -198,6 +198,6 @@ def kept_over_training(images: np.ndarray, kept: dict[int, np.ndarray], grid: in
         for axis, view in zip(axes[row], views):
             axis.imshow(view, interpolation="nearest")
             axis.axis("off")
-    for axis, title in zip(axes[0], ["picture", *(f"epoch {epoch}" for epoch in kept)]):
+    for axis, title in zip(axes[0], ["image", *(f"epoch {epoch}" for epoch in kept)]):
         axis.set_title(title, fontsize=8)
     return figure

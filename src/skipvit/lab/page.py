@@ -48,7 +48,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Plot:
     """A figure, the name of its file and what it shows."""
 
     name: str
@@ -56,7 +56,7 @@ class Picture:
     caption: str
 
 
-Block = Heading | Text | Table | Picture
+Block = Heading | Text | Table | Plot
 
 
 def png(figure: Figure) -> bytes:

@@ -9,12 +9,12 @@ import numpy as np
 
 from skipvit.lab.figures import grid_figure, kept_over_training, matrix_figure, seeds_figure
 from skipvit.lab.intervals import Mean, interval, mean_of
-from skipvit.lab.page import Block, Heading, Picture, Table, Text
+from skipvit.lab.page import Block, Heading, Plot, Table, Text
 from skipvit.lab.report_runs import Sweep, Variant
 from skipvit.lab.report_speed import Speeds, point_of, speed_blocks
 from skipvit.lab.sweep_reuse import SOURCE
 
-MOST_PICTURES = 8  # methods whose kept patches are drawn
+MOST_IMAGES = 8  # methods whose kept patches are drawn
 
 
 def blocks(
@@ -25,7 +25,7 @@ def blocks(
     Args:
         measured: what `report_bench.read` found.
         matrix: top-1 of dense weights along routes, by label and seed.
-        kept: by label, pictures and the positions kept of them by epoch.
+        kept: by label, images and the positions kept of them by epoch.
     """
     bench, speeds = measured or ({}, {})
     result: list[Block] = [Text(tuple(_about(sweep)))]
@@ -35,7 +35,7 @@ def blocks(
     single = len({variant.cell for variant in sweep.variants}) == 1 and first is not None
     band = points[sweep.variants.index(first)] if single else None
     result.append(
-        Picture(
+        Plot(
             "seeds", seeds_figure(points, band), "Every seed, the mean and its 95 % interval, in the order of the plan."
         )
     )
@@ -53,9 +53,7 @@ def _about(sweep: Sweep) -> list[str]:
     size = config.model.shape()
     runs = f"{sweep.planned - len(sweep.missing)} of {sweep.planned} runs are finished"
     shapes = config.data.kind == "shapes"
-    data = (
-        f"{config.data.train_size} built-in pictures of shapes" if shapes else f"{config.data.kind} {config.data.path}"
-    )
+    data = f"{config.data.train_size} built-in images of shapes" if shapes else f"{config.data.kind} {config.data.path}"
     lines = [
         f"{len(sweep.variants)} methods, {len(seeds)} seed{'s' * (len(seeds) != 1)} ({', '.join(map(str, seeds))}); {runs}. "
         f"All are compared to {sweep.baseline}, seed by seed.",
@@ -109,7 +107,7 @@ def _how_to_read(sweep: Sweep) -> list[str]:
     compared = sum(sweep.baseline_of(variant) not in (None, variant) for variant in sweep.variants)
     return [
         "± is the half width of the 95 % interval of the mean over seeds, by Student's t. Differences are taken within seeds, which "
-        "share first weights, pictures and their order, though not the flips and crops where one draws tokens at random and the other "
+        "share first weights, images and their order, though not the flips and crops where one draws tokens at random and the other "
         "does not; so their intervals can be narrower than those of the accuracies.",
         "the forward that counts: the one whose accuracy is the method's figure; it is that which the last phase trained, unless "
         "the method says otherwise. A network that was trained routed is not the same network evaluated dense.",
@@ -138,7 +136,7 @@ def _grids(sweep: Sweep) -> list[list[Block]]:
             name = "curve_" + re.sub(r"\W+", "_", key).strip("_")
             caption = f"Top-1 of the forward that counts over {key}; grey: {sweep.baseline}. Mean and 95 % interval."
             figure = grid_figure(key, methods, base.top1() if base is not None and not base.point else None)
-            result.append([Heading(f"Accuracy over {key}"), Picture(name, figure, caption)])
+            result.append([Heading(f"Accuracy over {key}"), Plot(name, figure, caption)])
     return result
 
 
@@ -174,20 +172,20 @@ def _matrix_blocks(sweep: Sweep, matrix: dict[str, dict[int, float]]) -> list[Bl
         result.append(
             Text(("Dense weights along the routes were not evaluated: `skipvit report FOLDER --weights` does.",))
         )
-    result.append(Picture("matrix", matrix_figure(figures), "Top-1 in percent: rows as trained, columns as evaluated."))
+    result.append(Plot("matrix", matrix_figure(figures), "Top-1 in percent: rows as trained, columns as evaluated."))
     return result
 
 
 def _kept_blocks(sweep: Sweep, kept: dict[str, tuple]) -> list[Block]:
     result: list[Block] = []
     by_label = {variant.label: variant for variant in sweep.variants}
-    for label in [label for label in kept if label in by_label][:MOST_PICTURES]:
+    for label in [label for label in kept if label in by_label][:MOST_IMAGES]:
         model = by_label[label].config.model
         images, epochs = kept[label]
         figure = kept_over_training(images, epochs, model.image_size // model.patch)
         name = "kept_" + "".join(c if c.isalnum() else "_" for c in label)
-        caption = f"{label}: what its first route keeps of validation pictures in the course of training, first seed."
-        result.append(Picture(name, figure, caption))
+        caption = f"{label}: what its first route keeps of validation images in the course of training, first seed."
+        result.append(Plot(name, figure, caption))
     return [Heading("Kept patches over training"), *result] if result else []
 
 

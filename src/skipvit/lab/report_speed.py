@@ -6,7 +6,7 @@ import numpy as np
 
 from skipvit.lab.figures import Point, front_figure, time_figure
 from skipvit.lab.intervals import Mean, interval, mean_of
-from skipvit.lab.page import Block, Heading, Picture, Table, Text
+from skipvit.lab.page import Block, Heading, Plot, Table, Text
 from skipvit.lab.report_bench import AT_ONCE, Speed, run_gain, seconds_until
 from skipvit.lab.report_runs import Sweep, Variant
 
@@ -46,7 +46,7 @@ def point_of(variant: Variant, speeds: Speeds) -> Point:
 
 
 def _speed_table(sweep: Sweep, speeds: Speeds) -> Table:
-    head = ["method", "GMACs a picture", "ideal gain, routed step", "ideal gain, whole run"]
+    head = ["method", "GMACs an image", "ideal gain, routed step", "ideal gain, whole run"]
     if speeds:
         head += [
             "measured images/s",
@@ -101,19 +101,19 @@ def _about_speed(bench: dict, speeds: Speeds) -> list[str]:
         f"(as `skipvit bench`); a ratio whose interval is wider than {widest:g} of it is not quoted",
         "images/s and seconds: the dense step's median, and the others by their ratios to it",
         "measured whole run: the dense epochs at the dense speed, the others at the routed one; without compilation, evaluation and "
-        "reading pictures",
+        "reading images",
         "memory: the peak during a step, less what the process had before its network was built",
     ]
 
 
-def _front(points: list[Point], measured: bool) -> Picture:
+def _front(points: list[Point], measured: bool) -> Plot:
     how = "measured" if measured else "ideal by multiply-accumulates"
     label = f"training speed of the whole run against dense, its dense epochs counted, {how}, ×"
     missing = [point.label for point in points if np.isnan(point.speed)]
     note = "" if measured else " The speeds are ideal, not measured."
     note += f" Without a speed that could be quoted, and so not here: {', '.join(missing)}." * bool(missing)
     caption = "Accuracy against training speed; filled where it is the forward that counts." + note
-    return Picture("front", front_figure(points, label), caption)
+    return Plot("front", front_figure(points, label), caption)
 
 
 def _time_blocks(sweep: Sweep, speeds: Speeds) -> list[Block]:
@@ -135,7 +135,7 @@ def _time_blocks(sweep: Sweep, speeds: Speeds) -> list[Block]:
         Text(
             (
                 "time: epochs × measured seconds of an epoch's steps, dense or routed as each epoch was trained, warm-up counted; it contains "
-                "no compilation, no evaluation and no reading of pictures",
+                "no compilation, no evaluation and no reading of images",
                 "epochs until the target: the first evaluation that reached it, so up to the distance of evaluations too many; only where all "
                 "seeds reach it",
             ),
@@ -143,7 +143,7 @@ def _time_blocks(sweep: Sweep, speeds: Speeds) -> list[Block]:
         )
     )
     caption = "Top-1 of the forward that counts at each evaluation, against measured training time."
-    result.append(Picture("time", time_figure(curves, sweep.target), caption))
+    result.append(Plot("time", time_figure(curves, sweep.target), caption))
     return result
 
 

@@ -19,12 +19,12 @@ from skipvit.routing.scorers import SCORERS
 from skipvit.util.errors import RunError
 
 MATRIX, KEPT = "dense_weights_routed.json", "kept_over_training.npz"
-PICTURES = 6  # of which the kept patches are drawn
+IMAGES = 6  # of which the kept patches are drawn
 
 
 def measure(sweep: Sweep) -> None:
     """Evaluate the dense network's weights along the routes of each variant of it, and note what each variant keeps of some
-    pictures in the checkpoints of its first seed; written into the sweep's folder.
+    images in the checkpoints of its first seed; written into the sweep's folder.
 
     Raises:
         RunError: a checkpoint is gone.
@@ -64,7 +64,7 @@ def kept_over_training(network: ViT, variant: Variant) -> dict[str, np.ndarray]:
         return {}
     network.set_train(False)
     source = open_source(run.config, "val")
-    images, _, noise = sample(run.config, source, evenly_spaced(source, PICTURES), network.noise_width)
+    images, _, noise = sample(run.config, source, evenly_spaced(source, IMAGES), network.noise_width)
     trace, result = Activations(network, ["routes.0.kept"]), {"images": images}
     for path in paths:
         position = checkpoint.read_run(path).position
@@ -92,7 +92,7 @@ def read_matrix(sweep: Sweep) -> dict[str, dict[int, float]]:
 
 
 def read_kept(sweep: Sweep) -> dict[str, tuple[np.ndarray, dict[int, np.ndarray]]]:
-    """What `measure` wrote: by label the pictures, and by epoch the positions kept; empty if it was not done."""
+    """What `measure` wrote: by label the images, and by epoch the positions kept; empty if it was not done."""
     try:
         with np.load(sweep.folder / KEPT) as file:
             arrays = dict(file)

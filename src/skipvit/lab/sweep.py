@@ -54,7 +54,9 @@ def parser() -> configuration.OneLineParser:
         default=[],
         help="copy the runs that another sweep has finished and this one needs, e.g. dense ones; may be repeated",
     )
-    result.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one a core, or a card)")
+    result.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at the same time (default: one a core, or a device)"
+    )
     result.add_argument("--dry-run", action="store_true", help="only list the runs, with their ideal gains")
     return result
 
@@ -123,26 +125,26 @@ def lean(run: Run, plan: Plan) -> Config:
 
 
 def places_of(config: Config, jobs: int | None) -> list[dict]:
-    """Where the jobs run: each has cores of its own, or on Ascend a card of its own.
+    """Where the jobs run: each has cores of its own, or on Ascend a device of its own.
 
     Returns:
-        for each job `cores`, the set it may use, or None; and `card`, its number, or None.
+        for each job `cores`, the set it may use, or None; and `device`, its number, or None.
 
     Raises:
-        UsageError: no jobs, or more than there are cards.
+        UsageError: no jobs, or more than there are devices.
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs: {jobs} runs at the same time make no sweep; use 1 or more")
     if distributed.choose(config.device) == "ascend":
-        cards = ascend_devices()
-        if jobs is not None and jobs > len(cards):
-            raise UsageError(f"--jobs: {jobs} asked for, this machine has {len(cards)} cards that may be used")
-        # Processes count the cards that they may use from 0, whatever the machine calls them.
-        return [{"card": card, "cores": None} for card in range(len(cards[:jobs]))]
+        devices = ascend_devices()
+        if jobs is not None and jobs > len(devices):
+            raise UsageError(f"--jobs: {jobs} asked for, this machine has {len(devices)} devices that may be used")
+        # Processes count the devices that they may use from 0, whatever the machine calls them.
+        return [{"device": device, "cores": None} for device in range(len(devices[:jobs]))]
     mine = sorted(os.sched_getaffinity(0))
     count = jobs or cores()
     # MindSpore makes as many threads as a process has cores, and they spin: on shared cores they hold each other up.
-    return [{"card": None, "cores": set(mine[i::count]) if 1 < count <= len(mine) else None} for i in range(count)]
+    return [{"device": None, "cores": set(mine[i::count]) if 1 < count <= len(mine) else None} for i in range(count)]
 
 
 def as_text(plan: Plan, folder: Path) -> str:

@@ -133,8 +133,8 @@ class Jobs:
     def start(self, run: Run, place: dict) -> None:
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = own_environment() | {"PYTHONPATH": os.pathsep.join(paths)}
-        if place["card"] is not None:
-            environment["DEVICE_ID"] = str(place["card"])
+        if place["device"] is not None:
+            environment["DEVICE_ID"] = str(place["device"])
         words = ["train", "--config", str(self.configs[run.name]), "--runs", str(self.folder), "--resume", "auto"]
         path = self.logs / f"{run.name}.log"
         with open(path, "ab") as log:

@@ -62,7 +62,7 @@ def parser() -> configuration.OneLineParser:
     result.add_argument(
         "--parts", action="store_true", help="also forward, backward, update and routing alone (training)"
     )
-    result.add_argument("--with_data", action="store_true", help="also with the config's own pictures (training)")
+    result.add_argument("--with_data", action="store_true", help="also with the config's own images (training)")
     result.add_argument("--plain", action="store_true", help="also a textbook ViT of the baseline's size")
     result.add_argument("--rounds", type=int, default=30, metavar="N", help="turns of each (default: 30)")
     result.add_argument(
@@ -173,7 +173,7 @@ class Variant:
         return result
 
     def macs(self) -> int:
-        """Multiply-accumulates of a picture's forward."""
+        """Multiply-accumulates of an image's forward."""
         model, spans = self.config.model, self.config.spans() if self.forward == "routed" else ()
         return forward_macs(model.shape(), model.patch, model.tokens, model.num_classes, spans)
 

@@ -120,7 +120,7 @@ def _batch_text(batch: dict, result: dict) -> str:
         *(_step_line(row, width) for row in rows),
     ]
     if "with_data" in rows[0]:
-        lines += ["", "with the config's own pictures:"]
+        lines += ["", "with the config's own images:"]
         lines += [f"{'':{width}}{TIMES}waiting for data (95 % interval)"]
         lines += [_data_line(row, width) for row in rows]
     if "parts" in rows[0]:

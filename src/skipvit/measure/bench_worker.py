@@ -25,11 +25,11 @@ class Bench(Timed):
     """A config's forward, in training or in inference, and what of it can be timed, by name.
 
     `step`: the whole step on one batch that stays in memory. Of training also: `with_data`, the step fed by the config's own
-    pictures; `forward` and `forward_backward`; `routing`, the routers alone, forward and backward; `average`, of the weights.
+    images; `forward` and `forward_backward`; `routing`, the routers alone, forward and backward; `average`, of the weights.
     """
 
     def build(self, values: dict[str, Any], forward: Forward, training: bool, data: bool) -> str:
-        """Build a config's network and a batch, and open its own pictures if they are needed; returns the device."""
+        """Build a config's network and a batch, and open its own images if they are needed; returns the device."""
         config = Config(**values)
         self.config, self.routed = config, forward == "routed"
         self.warm_up *= config.optim.accumulate

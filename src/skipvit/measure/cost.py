@@ -36,7 +36,7 @@ def parser() -> configuration.OneLineParser:
     )
     result.add_argument("--json", action="store_true", help="print one JSON object")
     result.add_argument(
-        "--out", metavar="FILE", help="draw the tokens that each block sees, as a picture (.png, .svg, .pdf)"
+        "--out", metavar="FILE", help="draw the tokens that each block sees, as an image (.png, .svg, .pdf)"
     )
     return result
 
@@ -51,7 +51,7 @@ def main(words: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward: of each block the tokens, multiply-accumulates and bytes kept for the backward of a picture; MACs by part.
+    """One forward: of each block the tokens, multiply-accumulates and bytes kept for the backward of an image; MACs by part.
 
     Attributes:
         tokens: that come out of each block, as its MLP saw them; attention_tokens: that its attention saw.
@@ -69,7 +69,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a configuration costs on one card.
+    """What a configuration costs on one device.
 
     Attributes:
         forwards: `dense` and, with routes, `routed`.
@@ -120,16 +120,16 @@ def cost_of(config: Config) -> Cost:
 
 def as_text(config: Config, cost: Cost) -> str:
     model, batch = config.model, config.data.batch_size
-    head = f"{config.name}: {cost.parameters / 1e6:.2f} M parameters, {model.image_size} x {model.image_size}, {batch} pictures a card"
+    head = f"{config.name}: {cost.parameters / 1e6:.2f} M parameters, {model.image_size} x {model.image_size}, {batch} images a device"
     return "\n".join(
         [head, "", *part_lines(cost), "", *block_lines(cost, batch), "", *phase_lines(config, cost), *gain_lines(cost)]
     )
 
 
 def part_lines(cost: Cost) -> list[str]:
-    """Millions of multiply-accumulates of a picture's forward, by part."""
+    """Millions of multiply-accumulates of an image's forward, by part."""
     last = list(cost.forwards.values())[-1]
-    lines = [f"{'forward, MMACs a picture':26}" + "".join(f"{name:>12}" for name in cost.forwards)]
+    lines = [f"{'forward, MMACs an image':26}" + "".join(f"{name:>12}" for name in cost.forwards)]
     for part in last.parts:
         lines.append(
             f"  {part:24}" + "".join(f"{forward.parts.get(part, 0) / 1e6:12.1f}" for forward in cost.forwards.values())
@@ -143,7 +143,7 @@ def block_lines(cost: Cost, batch: int) -> list[str]:
     last = list(cost.forwards.values())[-1]
     seen = [f"{mlp}" if mlp == all_ else f"{all_}>{mlp}" for mlp, all_ in zip(last.tokens, last.attention_tokens)]
     rows = list(zip(seen, last.block_macs, last.block_activations))
-    lines = [f"{'blocks':10}{'tokens':>8}{'MMACs a picture':>18}{'kept for backward, MiB a card':>32}"]
+    lines = [f"{'blocks':10}{'tokens':>8}{'MMACs an image':>18}{'kept for backward, MiB a device':>32}"]
     first = 0
     for i in range(1, len(rows) + 1):
         if i == len(rows) or rows[i] != rows[first]:
@@ -156,12 +156,12 @@ def block_lines(cost: Cost, batch: int) -> list[str]:
 
 
 def phase_lines(config: Config, cost: Cost) -> list[str]:
-    """What training costs in each phase, on one card."""
+    """What training costs in each phase, on one device."""
     kept = sum(cost.state.values())
     states = ", ".join(f"{name} {size / MIB:.0f}" for name, size in cost.state.items())
     lines = [
-        f"a card, MiB: {states}",
-        f"{'phase':18}{'epochs':>7}{'GMACs a picture, trained':>26}{'activations, GiB':>18}{'all, GiB':>10}",
+        f"a device, MiB: {states}",
+        f"{'phase':18}{'epochs':>7}{'GMACs an image, trained':>26}{'activations, GiB':>18}{'all, GiB':>10}",
     ]
     for phase in phases(*config.phase_lengths()):
         forward = cost.forwards["routed" if phase.routed else "dense"]
@@ -201,9 +201,9 @@ def tokens_figure(config: Config, cost: Cost) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Raises UsageError if it is no picture that can be written."""
+    """Raises UsageError if it is no image that can be written."""
     known = figure.canvas.get_supported_filetypes()
     if path.suffix[1:] not in known:
-        raise UsageError(f"--out: {path} is not a picture file; use .png, .svg or .pdf")
+        raise UsageError(f"--out: {path} is not an image file; use .png, .svg or .pdf")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -46,7 +46,7 @@ def block_macs(sequence: Sequence, width: int) -> int:
 def forward_parts(
     size: Size, patch: int, tokens: int, classes: int, spans: tuple[Span, ...] = (), formulation: str = "gather"
 ) -> dict[str, int]:
-    """Multiply-accumulates of one picture's forward, dense or along routes, by part.
+    """Multiply-accumulates of one image's forward, dense or along routes, by part.
 
     Args:
         formulation: of the routes; `matmul` moves tokens by matrix products, 0.3 % of ViT-S/16.
@@ -68,7 +68,7 @@ def forward_parts(
 def forward_macs(
     size: Size, patch: int, tokens: int, classes: int, spans: tuple[Span, ...] = (), formulation: str = "gather"
 ) -> int:
-    """Multiply-accumulates of one picture's forward, dense or along routes.
+    """Multiply-accumulates of one image's forward, dense or along routes.
 
     The dense ViT-S/16 at 224 has 4.599 G; the formula reproduces EViT's published 4.0 to 2.3 G.
     """
@@ -84,9 +84,9 @@ def training_macs(
     formulation: str = "gather",
     head_only: bool = False,
 ) -> int:
-    """Multiply-accumulates of one picture's forward and backward.
+    """Multiply-accumulates of one image's forward and backward.
 
-    The backward of a product is two, one for each factor; the pictures need no gradient, nor do scores and selections. Where
+    The backward of a product is two, one for each factor; the images need no gradient, nor do scores and selections. Where
     the head alone is trained, there is no other product than that of its weight's gradient.
     """
     parts = forward_parts(size, patch, tokens, classes, spans, formulation)

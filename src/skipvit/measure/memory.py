@@ -1,4 +1,4 @@
-"""Memory of training on one card by formula, bytes: what must be there, without a framework's workspaces and its base."""
+"""Memory of training on one device by formula, bytes: what must be there, without a framework's workspaces and its base."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FLOAT32 = 4
 
 
 def block_activations(sequence: Sequence, size: Size, compute: int) -> int:
-    """What one block keeps of a picture for its backward.
+    """What one block keeps of an image for its backward.
 
     Of N tokens of width d: the standardised input of each norm in float32 (2 N d); and of the compute type the inputs of q, k
     and v, these three, the values' mean (5 N d), the MLP's input, its hidden layer before and after GELU (9 N d). Attention after
@@ -26,7 +26,7 @@ def block_activations(sequence: Sequence, size: Size, compute: int) -> int:
 
 
 def activations(size: Size, sequences: tuple[Sequence, ...], compute: int) -> int:
-    """What all blocks keep of a picture, see `analysis.macs.sequences`."""
+    """What all blocks keep of an image, see `analysis.macs.sequences`."""
     return sum(block_activations(sequence, size, compute) for sequence in sequences)
 
 

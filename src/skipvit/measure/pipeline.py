@@ -1,4 +1,4 @@
-"""`skipvit pipeline`: how many training pictures a second this machine reads, decodes and augments, and what feeds a card."""
+"""`skipvit pipeline`: how many training images a second this machine reads, decodes and augments, and what feeds a device."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from skipvit.engine.build import batches_of, open_source
 from skipvit.util.errors import UsageError
 
 ROUNDS = 5  # parts that a setting's time is cut into, so that what disturbs the machine disturbs all settings
-CARDS = 8  # of one machine
+DEVICES = 8  # of one machine
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"  # without the fractions of its seconds
 
-EPILOG = """The data pipeline alone, on the training pictures: no network, no card. Each number of threads has its turn in every
-round, and the medians of the rounds are printed. Processor time does not count what else runs on the machine; the pictures
+EPILOG = """The data pipeline alone, on the training images: no network, no device. Each number of threads has its turn in every
+round, and the medians of the rounds are printed. Processor time does not count what else runs on the machine; the images
 a second do. A first batch of each setting is left out. Files that are read again come from the machine's memory.
 
 examples:
@@ -44,7 +44,7 @@ def parser() -> configuration.OneLineParser:
         "--seconds", type=float, default=10.0, metavar="S", help="measured for each setting (default: 10)"
     )
     result.add_argument(
-        "--need", type=float, default=1000.0, metavar="X", help="pictures/s that a card takes (default: 1000)"
+        "--need", type=float, default=1000.0, metavar="X", help="images/s that a device takes (default: 1000)"
     )
     result.add_argument("--json", action="store_true", help="print one JSON object")
     return result
@@ -75,10 +75,10 @@ def thread_counts(most: int) -> list[int]:
 
 @dataclass
 class Setting:
-    """A number of threads, with the pictures cut out and resized only (`plain`) or augmented as configured.
+    """A number of threads, with the images cut out and resized only (`plain`) or augmented as configured.
 
     Attributes:
-        wall, processor: seconds a picture, one value a round.
+        wall, processor: seconds an image, one value a round.
         steps: batches of a round.
     """
 
@@ -94,7 +94,7 @@ def measure(config: Config, source: Source, threads: list[int], seconds: float) 
     """Every number of threads as configured, then one thread without augmentation; each measured for so many seconds.
 
     Raises:
-        RunError: too many broken pictures.
+        RunError: too many broken images.
     """
     settings = [*(Setting(n, False) for n in threads), Setting(1, True)]
     update = config.data.batch_size * config.optim.accumulate
@@ -123,7 +123,7 @@ def measure(config: Config, source: Source, threads: list[int], seconds: float) 
 
 
 def _pass(batches: Batches, source: Source, setting: Setting, turn: int) -> tuple[float, float]:
-    """Make `setting.steps` batches to the last one; seconds a picture, by the clock and of all processors."""
+    """Make `setting.steps` batches to the last one; seconds an image, by the clock and of all processors."""
     count = setting.steps * batches.batch_size
     augment = batches.augment
     if setting.plain:
@@ -136,11 +136,11 @@ def _pass(batches: Batches, source: Source, setting: Setting, turn: int) -> tupl
 
 
 def _chosen(source: Source, count: int, turn: int) -> Subset:
-    """Pictures in a random order; a small set repeats itself."""
+    """Images in a random order; a small set repeats itself."""
     return Subset(source, np.resize(np.random.default_rng(turn).permutation(len(source)), count).tolist())
 
 
-def report(config: Config, pictures: int, settings: list[Setting], need: float) -> dict:
+def report(config: Config, images: int, settings: list[Setting], need: float) -> dict:
     """What is printed; cores are counted by the processor time at the most threads, which is how a training runs."""
     rows = []
     for setting in settings:
@@ -148,42 +148,42 @@ def report(config: Config, pictures: int, settings: list[Setting], need: float) 
         rows.append(
             {
                 "threads": setting.threads,
-                "pictures_per_s": 1 / wall,
-                "cpu_s_per_picture": processor,
-                "pictures_per_s_per_core": 1 / processor,
+                "images_per_s": 1 / wall,
+                "cpu_s_per_image": processor,
+                "images_per_s_per_core": 1 / processor,
             }
         )
     *rows, plain = rows
-    cost = rows[-1]["cpu_s_per_picture"]
+    cost = rows[-1]["cpu_s_per_image"]
     return {
-        "pictures": pictures,
+        "images": images,
         "batch_size": config.data.batch_size,
         "image_size": config.model.image_size,
         "settings": rows,
-        "cpu_s_per_picture_plain": plain["cpu_s_per_picture"],
-        "decode_share": min(1.0, plain["cpu_s_per_picture"] / rows[0]["cpu_s_per_picture"]),
+        "cpu_s_per_image_plain": plain["cpu_s_per_image"],
+        "decode_share": min(1.0, plain["cpu_s_per_image"] / rows[0]["cpu_s_per_image"]),
         "need": need,
-        "cores_per_card": need * cost,
-        "cores_for_eight_cards": CARDS * need * cost,
+        "cores_per_device": need * cost,
+        "cores_for_eight_devices": DEVICES * need * cost,
     }
 
 
 def as_text(result: dict) -> str:
     side = result["image_size"]
     lines = [
-        f"{result['pictures']} pictures, made {side} x {side} in batches of {result['batch_size']}",
-        f"{'threads':>7}{'pictures/s':>12}{'against one':>13}{'CPU ms a picture':>18}{'pictures/s a core':>19}",
+        f"{result['images']} images, made {side} x {side} in batches of {result['batch_size']}",
+        f"{'threads':>7}{'images/s':>12}{'against one':>13}{'CPU ms an image':>18}{'images/s a core':>19}",
     ]
-    one = result["settings"][0]["pictures_per_s"]
+    one = result["settings"][0]["images_per_s"]
     for row in result["settings"]:
         lines.append(
-            f"{row['threads']:7}{row['pictures_per_s']:12.1f}{row['pictures_per_s'] / one:11.2f} x"
-            f"{1000 * row['cpu_s_per_picture']:18.2f}{row['pictures_per_s_per_core']:19.1f}"
+            f"{row['threads']:7}{row['images_per_s']:12.1f}{row['images_per_s'] / one:11.2f} x"
+            f"{1000 * row['cpu_s_per_image']:18.2f}{row['images_per_s_per_core']:19.1f}"
         )
     share = 100 * result["decode_share"]
     lines.append(f"reading, decoding and cropping: {share:.0f} % of the CPU time; augmenting: {100 - share:.0f} %")
     lines.append(
-        f"{result['need']:g} pictures/s: {result['cores_per_card']:.1f} cores for one card, "
-        f"{result['cores_for_eight_cards']:.1f} for eight"
+        f"{result['need']:g} images/s: {result['cores_per_device']:.1f} cores for one device, "
+        f"{result['cores_for_eight_devices']:.1f} for eight"
     )
     return "\n".join(lines)

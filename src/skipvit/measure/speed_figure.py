@@ -1,4 +1,4 @@
-"""A picture of what `skipvit bench` measured: speed-ups beside what the MACs allow, and memory."""
+"""An image of what `skipvit bench` measured: speed-ups beside what the MACs allow, and memory."""
 
 from __future__ import annotations
 

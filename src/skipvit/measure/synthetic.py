@@ -1,4 +1,4 @@
-"""A run's training step and a batch of random pictures: for tools that need no data set."""
+"""A run's training step and a batch of random images: for tools that need no data set."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def network_of(config: Config, device: str, forward: Forward) -> nn.Cell:
 
 
 def training_step(config: Config, device: str, network: nn.Cell, routed: bool) -> TrainStep:
-    """The training step of one card as the config says, with the optimizer and the state that belong to it."""
+    """The training step of one device as the config says, with the optimizer and the state that belong to it."""
     optimizer = build_optimizer(config, network, UPDATES_PER_EPOCH * config.optim.accumulate)
     loss = TrainingLoss(network, routed, config.optim.label_smoothing, build_mixer(config))
     return TrainStep(loss, optimizer, build_state(config, optimizer, device), config.optim.clip_norm).set_train()
 
 
 def random_batch(config: Config, noise_width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a training step takes, `data.batch_size` pictures of no mixing.
+    """What a training step takes, `data.batch_size` images of no mixing.
 
     Returns:
-        pictures uint8 (B, S, S, 3), labels int32 (B,), noise float32 (B, noise_width), numbers of the mixing float32 (6,).
+        images uint8 (B, S, S, 3), labels int32 (B,), noise float32 (B, noise_width), numbers of the mixing float32 (6,).
     """
     model, rng = config.model, np.random.default_rng(config.seed)
     batch = config.data.batch_size

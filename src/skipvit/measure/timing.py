@@ -48,7 +48,7 @@ def estimate(values: np.ndarray) -> Estimate:
 
 def speedup(baseline: np.ndarray, variant: np.ndarray) -> Estimate:
     """How many times as fast a variant is: the ratio of both times within each round, so that what disturbs a round disturbs
-    both; float (rounds,) each, seconds a picture."""
+    both; float (rounds,) each, seconds an image."""
     return estimate(np.asarray(baseline) / np.asarray(variant))
 
 

@@ -16,7 +16,7 @@ from skipvit.models.sizes import Size
 from skipvit.routing.routing import Formulation, Leading, Route, Router, resolve
 from skipvit.routing.scorers import cls_row
 
-# Channel statistics of ImageNet on the 0..255 scale: the field's normalisation for uint8 pictures.
+# Channel statistics of ImageNet on the 0..255 scale: the field's normalisation for uint8 images.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
@@ -62,10 +62,10 @@ class LayerNorm(nn.Cell):
 
 
 class PatchEmbed(nn.Cell):
-    """Cut pictures into patches and project each: (B, H, W, 3) -> (B, tokens, D).
+    """Cut images into patches and project each: (B, H, W, 3) -> (B, tokens, D).
 
     A reshape and a matrix product: the same arithmetic as a convolution whose stride is its kernel.
-    uint8 pictures are normalised with the ImageNet mean and deviation here, in the graph; float pictures are taken as normalised.
+    uint8 images are normalised with the ImageNet mean and deviation here, in the graph; float images are taken as normalised.
     """
 
     def __init__(self, image_size: int, patch: int, width: int, fused: bool, dtype: ms.Type):
@@ -202,7 +202,7 @@ class ViT(nn.Cell):
 
     Args:
         size: width, depth and heads.
-        image_size, patch: side of the square picture and of a patch, pixels; patch divides image_size.
+        image_size, patch: side of the square image and of a patch, pixels; patch divides image_size.
         num_classes: width of the head's output.
         routes: see `routing.Route`.
         formulation: `gather` or `matmul`, see `routing.Router`.
@@ -256,7 +256,7 @@ class ViT(nn.Cell):
         self.all_positions = Tensor(np.arange(self.tokens, dtype=np.int32)[None])
 
     def construct(self, images, noise, routed=True):
-        """Logits (B, classes) of pictures (B, H, W, 3) uint8 or float, given noise float32 (B, noise_width)."""
+        """Logits (B, classes) of images (B, H, W, 3) uint8 or float, given noise float32 (B, noise_width)."""
         return self.trace(images, noise, routed)[0]
 
     def trace(self, images, noise, routed):
@@ -339,7 +339,7 @@ def activation_names(vit: ViT, routed: bool) -> tuple[str, ...]:
 
 
 class Activations(nn.Cell):
-    """Named intermediate activations of a network, for tests, pictures and analysis.
+    """Named intermediate activations of a network, for tests, images and analysis.
 
     >>> kept = Activations(vit, ["routes.0.kept"]).by_name(images, noise)["routes.0.kept"]
 

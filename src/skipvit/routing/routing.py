@@ -39,7 +39,7 @@ class Route:
             where the tokens return; without `restore` it stays, always kept. The scorers of attention weigh it by the
             attention itself, `random` and `grid`, which have no notion of importance, equally.
         temperature: of `sampled_cls_attention`, from 0, which ranks by attention, up, towards random; 1 if not given.
-        random_share: of `mixed_cls_attention`, share of the pictures that are routed at random; 0.5 if not given.
+        random_share: of `mixed_cls_attention`, share of the images that are routed at random; 0.5 if not given.
         at: where in block `start` the tokens part. `block`: before it. `mlp`: between its attention, which all tokens take part in and
             whose [CLS] row then scores them, and its MLP, as in EViT.
     """

@@ -83,7 +83,7 @@ def sampled_cls_attention(router, q, k, v, noise):
 
 
 def mixed_cls_attention(router, q, k, v, noise):
-    """At random for a picture whose own draw is below `random_share`, else by the attention of [CLS]; outside training always that."""
+    """At random for an image whose own draw is below `random_share`, else by the attention of [CLS]; outside training always that."""
     weights = of_patches(router, cls_row(q, k))
     if not router.training:
         return weights, weights
@@ -110,7 +110,7 @@ class Scorer:
         score: the function.
         attention: it reads q, k or v, so there must be attention before the route.
         values: it reads v.
-        noise: columns of the step's noise that it reads for each patch token, and for each picture.
+        noise: columns of the step's noise that it reads for each patch token, and for each image.
     """
 
     score: Callable

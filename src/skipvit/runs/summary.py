@@ -9,7 +9,7 @@ def summary(records: list[dict], best: str, macs: dict[str, int]) -> dict:
     Args:
         records: the run's epochs, see `training.run_folder.RunFolder.records`; the last one was evaluated.
         best: the forward that decided about the best checkpoint.
-        macs: of a picture, `dense` and `routed`.
+        macs: of an image, `dense` and `routed`.
     """
     last = records[-1]
     result = {"trained": last["trained"], "epochs": len(records), "forwards": {}}

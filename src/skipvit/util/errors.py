@@ -10,7 +10,7 @@ class RunError(Exception):
 
 
 class DamagedRecord(RunError):
-    """A picture that cannot be read because its place in a larger file is damaged."""
+    """An image that cannot be read because its place in a larger file is damaged."""
 
 
 class Stopped(Exception):

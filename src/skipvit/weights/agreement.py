@@ -1,4 +1,4 @@
-"""Does an export agree with the network? Real pictures, both outputs, and what near ties of a route explain."""
+"""Does an export agree with the network? Real images, both outputs, and what near ties of a route explain."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from skipvit.data.pipeline import Subset, printable
 from skipvit.engine.build import open_source
 from skipvit.models.vit import PIXEL_MEAN, PIXEL_STD, Activations
 from skipvit.util.errors import RunError, UsageError
-from skipvit.weights.trained import Bad, Files, Trained, batches, find_pictures
+from skipvit.weights.trained import Bad, Files, Trained, batches, find_images
 
-CHECK_BATCH = 16  # pictures that the network itself takes at a time
+CHECK_BATCH = 16  # images that the network itself takes at a time
 NEAR_TIE = 1e-5  # of the largest score: closer scores change places with the rounding of float32
 MOST_NEAR_TIES = 0.1
 
-Runner = Callable[[np.ndarray], np.ndarray]  # a batch of pictures -> probabilities
+Runner = Callable[[np.ndarray], np.ndarray]  # a batch of images -> probabilities
 
 
-def pictures(trained: Trained, options: argparse.Namespace) -> np.ndarray:
-    """Real pictures to compare on: uint8 (n, S, S, 3).
+def real_images(trained: Trained, options: argparse.Namespace) -> np.ndarray:
+    """Real images to compare on: uint8 (n, S, S, 3).
 
     Raises:
         UsageError: one of --images cannot be read.
@@ -30,31 +30,31 @@ def pictures(trained: Trained, options: argparse.Namespace) -> np.ndarray:
     """
     bad = Bad({})
     if options.images:
-        paths, bad.reasons = find_pictures(options.images)
+        paths, bad.reasons = find_images(options.images)
         source = Files(paths[: options.check])
     else:
         try:
             source = open_source(trained.config, "val")
         except UsageError as error:
-            raise UsageError(f"{error}; or give pictures to compare on with --images") from None
+            raise UsageError(f"{error}; or give images to compare on with --images") from None
         chosen = np.linspace(0, len(source) - 1, min(options.check, len(source))).astype(int)
         source = Subset(source, chosen.tolist())
     found = [images[good] for good, images in batches(trained.config, source, CHECK_BATCH, bad)]
     if options.images and bad.reasons:
         path, reason = next(iter(bad.reasons.items()))
-        raise UsageError(f"--images: {printable(path)}: {reason}; give pictures to compare on")
+        raise UsageError(f"--images: {printable(path)}: {reason}; give images to compare on")
     if not sum(map(len, found)):
-        raise RunError("there is no picture to compare on; give some with --images")
+        raise RunError("there is no image to compare on; give some with --images")
     return np.concatenate(found)
 
 
 def normalised(images: np.ndarray) -> np.ndarray:
-    """What the graph does to uint8 pictures, in float32."""
+    """What the graph does to uint8 images, in float32."""
     return ((images - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD)).astype(np.float32)
 
 
 def in_batches(run: Runner, images: np.ndarray, size: int) -> np.ndarray:
-    """The outputs for pictures in batches of `size`; the last one is filled up with the last picture."""
+    """The outputs for images in batches of `size`; the last one is filled up with the last image."""
     results = []
     for first in range(0, len(images), size):
         batch = images[first : first + size]
@@ -68,7 +68,7 @@ def compare(
 ) -> dict:
     """How far an export is from the network.
 
-    Two tokens with nearly the same score may change places with the rounding, and another token is then kept: pictures on which
+    Two tokens with nearly the same score may change places with the rounding, and another token is then kept: images on which
     this happened are told apart, by the network's own scores, and counted.
 
     Raises:
@@ -86,14 +86,14 @@ def compare(
     if (far & ~ties).any() or ties.sum() > MOST_NEAR_TIES * len(far):
         worst = int(np.argmax(np.where(np.isfinite(difference), difference, np.inf)))
         raise RunError(
-            f"{name}: does not agree with the network: a probability of picture {worst} differs by {difference[worst]:.2g}, "
-            f"{tolerance:g} is allowed, on {far.sum()} of {len(far)} pictures it is more; nothing is kept"
+            f"{name}: does not agree with the network: a probability of image {worst} differs by {difference[worst]:.2g}, "
+            f"{tolerance:g} is allowed, on {far.sum()} of {len(far)} images it is more; nothing is kept"
         )
     largest = float(difference[~ties].max())
-    text = f"largest difference from the network on {len(far)} pictures: {largest:.1e}"
+    text = f"largest difference from the network on {len(far)} images: {largest:.1e}"
     if ties.any():
         text = f"{text} but for {ties.sum()} where two tokens' scores are equal but for rounding ({difference[ties].max():.1e})"
-    return {"largest_difference": largest, "pictures": len(far), "near_ties": int(ties.sum()), "verified": text}
+    return {"largest_difference": largest, "images": len(far), "near_ties": int(ties.sum()), "verified": text}
 
 
 def margins(trained: Trained, images: np.ndarray) -> np.ndarray:

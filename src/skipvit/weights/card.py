@@ -13,9 +13,9 @@ from skipvit.measure.macs import forward_macs, sequences
 from skipvit.models.vit import PIXEL_MEAN, PIXEL_STD
 from skipvit.runs.run_folder import versions
 from skipvit.util.errors import RunError, UsageError
-from skipvit.weights.trained import Trained, whole_pictures
+from skipvit.weights.trained import Trained, whole_images
 
-LICENCE = "code: Apache-2.0; weights: not stated, mind the terms of the pictures they learnt from"
+LICENCE = "code: Apache-2.0; weights: not stated, mind the terms of the images they learnt from"
 SHOWN_CLASSES = 10
 
 
@@ -24,7 +24,7 @@ def card(trained: Trained, kind: str, dtype: str, files: list[dict], licence: st
 
     Args:
         kind: mindir, onnx or safetensors.
-        dtype: of the pictures that the files take.
+        dtype: of the images that the files take.
         files: a row for each, see `tools.export`.
     """
     config, network = trained.config, trained.network
@@ -58,9 +58,9 @@ def card(trained: Trained, kind: str, dtype: str, files: list[dict], licence: st
 
 
 def input_format(trained: Trained, kind: str, dtype: str) -> dict:
-    """How a picture becomes the network's input."""
+    """How an image becomes the network's input."""
     config = trained.config
-    size, crop = config.model.image_size, 1.0 if whole_pictures(config) else config.data.eval_crop
+    size, crop = config.model.image_size, 1.0 if whole_images(config) else config.data.eval_crop
     normalisation = "inside" if kind != "safetensors" and dtype == "uint8" else "(pixel - mean) / deviation"
     return {
         "preparation": f"RGB, shorter side to {round(size / crop)} pixels (bicubic), centre {size} x {size}",
@@ -130,7 +130,7 @@ def as_markdown(about: dict) -> str:
         f"({about['trained_forward']} was trained last).",
         _table(
             ("parameters", f"{about['parameters']:,}"),
-            ("multiply-accumulates a picture", f"{about['macs']:,}"),
+            ("multiply-accumulates an image", f"{about['macs']:,}"),
             ("tokens that its blocks see", _tokens(about["tokens_of_blocks"])),
             ("weights", f"{about['weights']['checkpoint']}, {'averaged' if about['weights']['averaged'] else 'last'}"),
             ("classes", f"{len(about['classes'])}: {classes}"),

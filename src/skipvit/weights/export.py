@@ -21,20 +21,20 @@ from skipvit.config import config as configuration
 from skipvit.engine import distributed
 from skipvit.util.errors import RunError, UsageError
 from skipvit.weights import card, convert, onnx_graph
-from skipvit.weights.agreement import CHECK_BATCH, Runner, compare, in_batches, normalised, pictures
+from skipvit.weights.agreement import CHECK_BATCH, Runner, compare, in_batches, normalised, real_images
 from skipvit.weights.trained import Trained, add_options, load
 
 FORMATS = ("mindir", "onnx", "safetensors")
 LARGEST_ONNX = 2**31 - 1  # bytes of a protobuf message
 
 EPILOG = """Whatever is written is read again and run, MindIR by MindSpore and ONNX by ONNX Runtime, and compared with the network on real
-pictures: the largest difference of a probability is printed. What does not agree is not kept. A model card (.json, .md) goes
+images: the largest difference of a probability is printed. What does not agree is not kept. A model card (.json, .md) goes
 with it.
 
 examples:
   skipvit export runs/skipvit_mini_shapes --to onnx                        uint8 NHWC in, probabilities out, batch 1
   skipvit export RUN --to mindir --batch_sizes 1,16 --dense                a file for each batch size
-  skipvit export RUN --to onnx --input float32 --images pictures           normalised pictures in; compared on other pictures
+  skipvit export RUN --to onnx --input float32 --images images           normalised images in; compared on other images
   skipvit export RUN --to safetensors                                      weights with timm's names
 
 exit code 1: the export failed, or does not agree with the network
@@ -51,7 +51,7 @@ def parser() -> configuration.OneLineParser:
         type=configuration.batch_sizes,
         default=[1],
         metavar="N,N,...",
-        help="pictures that a file takes at a time, a file each (default: 1)",
+        help="images that a file takes at a time, a file each (default: 1)",
     )
     result.add_argument(
         "--input",
@@ -61,10 +61,10 @@ def parser() -> configuration.OneLineParser:
     )
     result.add_argument("--out", metavar="FOLDER", help="where to write (default: export/ in the run's folder)")
     result.add_argument(
-        "--images", nargs="+", metavar="PATH", help="pictures to compare on (default: the run's validation pictures)"
+        "--images", nargs="+", metavar="PATH", help="images to compare on (default: the run's validation images)"
     )
     result.add_argument(
-        "--check", type=int, default=64, metavar="N", help="number of pictures to compare on (default: 64)"
+        "--check", type=int, default=64, metavar="N", help="number of images to compare on (default: 64)"
     )
     result.add_argument(
         "--tolerance", type=float, default=1e-4, metavar="X", help="largest difference allowed (default: 1e-4)"
@@ -103,7 +103,7 @@ def main(words: list[str]) -> None:
 def check(options: argparse.Namespace) -> None:
     """Raises UsageError for options that cannot be followed."""
     if options.check < 1:
-        raise UsageError(f"--check: {options.check} pictures show nothing; use 1 or more")
+        raise UsageError(f"--check: {options.check} images show nothing; use 1 or more")
     if not 0 < options.tolerance < 1:
         raise UsageError(f"--tolerance: {options.tolerance} is outside (0, 1); probabilities are compared")
     if options.to == "onnx":
@@ -174,7 +174,7 @@ def write_graphs(trained: Trained, options: argparse.Namespace, folder: Path, st
     Raises:
         RunError: a file cannot be written or run, or does not agree with the network.
     """
-    images = pictures(trained, options)
+    images = real_images(trained, options)
     given = images if options.input == "uint8" else normalised(images)
     expected = in_batches(_cell(trained.predictor()), given, CHECK_BATCH)
     rows = []

@@ -146,7 +146,7 @@ def refuse_other_network(config: Config, found: Found) -> None:
 
 
 def fitted(config: Config, found: Found, classes: tuple[str, ...] | None) -> Initial:
-    """The weights with a position embedding for the pictures' size, and without a head for other classes."""
+    """The weights with a position embedding for the images' size, and without a head for other classes."""
     model, weights = config.model, dict(found.weights)
     done = [note for note in (found.note,) if note]
     grid = model.image_size // model.patch

@@ -65,7 +65,7 @@ class Selection(NamedTuple):
 
     Attributes:
         patches: int64 (B, kept), positions among the patch tokens, ascending.
-        places: int64 (B, 1 + kept + extras, 2), (picture, place in the sequence) of [CLS], the kept patches and the extras.
+        places: int64 (B, 1 + kept + extras, 2), (image, place in the sequence) of [CLS], the kept patches and the extras.
         weights: float32 (B, tokens), of all patches, for the fused token; "" where a route has none and no scores.
     """
 
@@ -81,8 +81,8 @@ class VitGraph:
         weights: float32 arrays under the network's names.
         size, patch, image_size, exact_gelu: as for `models.vit.ViT`.
         spans: the resolved routes, none for the dense forward.
-        noise: float32 (noise_width,), what `random` routes draw by, for every picture.
-        batch: pictures.
+        noise: float32 (noise_width,), what `random` routes draw by, for every image.
+        batch: images.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class VitGraph:
         self.nodes, self.constants = [], {}
 
     def model(self, uint8: bool) -> onnx.ModelProto:
-        """Pictures (B, S, S, 3), uint8 or normalised float32, to probabilities float32 (B, classes)."""
+        """Images (B, S, S, 3), uint8 or normalised float32, to probabilities float32 (B, classes)."""
         output = self.forward(INPUT, uint8)
         self.nodes.append(helper.make_node("Identity", [output], [OUTPUT]))
         shape = (self.batch, self.image_size, self.image_size, 3)
@@ -240,8 +240,8 @@ class VitGraph:
         extras = np.tile(np.arange(1 + span.tokens, 1 + span.tokens + span.extras), (self.batch, 1))
         places = self.op("Concat", cls, self.op("Add", patches, np.int64(1)), extras, axis=1)
         places = self.op("Unsqueeze", places, np.array([2]))
-        pictures = np.arange(self.batch)[:, None, None].repeat(1 + span.kept + span.extras, 1)
-        return Selection(patches, self.op("Concat", pictures, places, axis=2), weights)
+        images = np.arange(self.batch)[:, None, None].repeat(1 + span.kept + span.extras, 1)
+        return Selection(patches, self.op("Concat", images, places, axis=2), weights)
 
     def score(self, span: Span, heads: Heads) -> str:
         """Mean over heads of the [CLS] row of the attention, times the norm of the values if it says so: (B, tokens)."""

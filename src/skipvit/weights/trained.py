@@ -17,7 +17,7 @@ from mindspore import Tensor, nn, ops
 
 from skipvit.cli.eval import checkpoint_of
 from skipvit.config.config import Config, OneLineParser
-from skipvit.data.augment import BrokenPicture
+from skipvit.data.augment import BrokenImage
 from skipvit.data.builtin import CLASSES
 from skipvit.data.image_folder import EXTENSIONS
 from skipvit.data.pipeline import PADDING
@@ -29,9 +29,9 @@ from skipvit.util.errors import RunError, UsageError
 
 
 class Predictor(nn.Cell):
-    """Probabilities float32 (B, classes) of pictures (B, S, S, 3), uint8, or float32 that are normalised already.
+    """Probabilities float32 (B, classes) of images (B, S, S, 3), uint8, or float32 that are normalised already.
 
-    Nothing in it depends on the other pictures of a batch: a `random` route draws the same tokens for every picture.
+    Nothing in it depends on the other images of a batch: a `random` route draws the same tokens for every image.
     """
 
     def __init__(self, network: ViT, routed: bool, seed: int):
@@ -130,7 +130,7 @@ def class_names(config: Config, run: RunFolder | None) -> tuple[str, ...]:
 
 
 class Files:
-    """Pictures of any folders as a source of batches; none has a label."""
+    """Images of any folders as a source of batches; none has a label."""
 
     classes = ()
 
@@ -141,21 +141,21 @@ class Files:
         return len(self.paths)
 
     def read(self, i: int) -> bytes:
-        """The file's bytes. Raises BrokenPicture if it cannot be read: a pipe or a device, which may never end, is not tried."""
+        """The file's bytes. Raises BrokenImage if it cannot be read: a pipe or a device, which may never end, is not tried."""
         try:
             if not stat.S_ISREG(os.stat(self.paths[i]).st_mode):
-                raise BrokenPicture("not a file")
+                raise BrokenImage("not a file")
             with open(self.paths[i], "rb") as file:
                 return file.read()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise BrokenPicture(getattr(error, "strerror", None) or str(error)) from None
+            raise BrokenImage(getattr(error, "strerror", None) or str(error)) from None
 
     def name(self, i: int) -> str:
         return self.paths[i]
 
 
 class Bad:
-    """What is wrong with which file (`reasons`); takes the place of the list of broken pictures that a run keeps."""
+    """What is wrong with which file (`reasons`); takes the place of the list of broken images that a run keeps."""
 
     def __init__(self, reasons: dict[str, str]):
         self.reasons = reasons
@@ -164,8 +164,8 @@ class Bad:
         self.reasons[name] = reason
 
 
-def find_pictures(inputs: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Files as named, and the pictures in folders and folders below them, in order of their names.
+def find_images(inputs: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Files as named, and the images in folders and folders below them, in order of their names.
 
     Returns:
         paths, and for each folder that has none or cannot be read, why.
@@ -186,23 +186,23 @@ def find_pictures(inputs: list[str]) -> tuple[list[str], dict[str, str]]:
             ]
         bad |= {str(error.filename): error.strerror or str(error) for error in errors}
         if not found and not errors:
-            bad[given] = "no pictures in this folder"
+            bad[given] = "no images in this folder"
         paths += found
     return paths, bad
 
 
-def whole_pictures(config: Config) -> bool:
-    """Whether nothing is cropped in validation: the kinds of data whose pictures are small squares."""
+def whole_images(config: Config) -> bool:
+    """Whether nothing is cropped in validation: the kinds of data whose images are small squares."""
     return config.data.kind in ("shapes", "cifar10", "cifar100")
 
 
 def batches(config: Config, source, batch_size: int, bad: Bad) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Pictures prepared as for validation, of a run's source or `Files`.
+    """Images prepared as for validation, of a run's source or `Files`.
 
     Yields:
         places of the good ones in the batch, and uint8 (batch_size, S, S, 3), in which the others are black.
     """
-    if whole_pictures(config):
+    if whole_images(config):
         config = config.model_copy(update={"data": config.data.model_copy(update={"eval_crop": 1.0})})
     for images, labels, _, _ in batches_of(config, source, 1, False, batch_size=batch_size, broken=bad)():
         yield np.flatnonzero(labels != PADDING).tolist(), images
