@@ -1,7 +1,7 @@
 """How well a scorer finds what matters: measures of rankings and kept sets, in NumPy, without a network.
 
-A ranking is float (n, tokens) of n images, larger is more important; ties go to the earlier position, as in a route. A kept set is
-bool (n, tokens). Tokens are the patches, row by row.
+A ranking is float (n, tokens) of n images, larger is more important; ties go to the earlier position, as in a route. A
+kept set is bool (n, tokens). Tokens are the patches, row by row.
 
 Sources: deletion and insertion curves, RISE (arXiv 1806.07421); the rest are textbook measures.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy.stats import rankdata
 
 Predict = Callable[[np.ndarray], np.ndarray]  # uint8 (n, S, S, 3) -> probabilities, float (n, classes)
 
@@ -30,7 +31,8 @@ def on_object(masks: np.ndarray, grid: int) -> np.ndarray:
 
 
 def shares_kept(kept: np.ndarray, objects: np.ndarray) -> tuple[float, float]:
-    """Share of the object's patches that are kept, and of the background's: means over the images that have any; nan if none has."""
+    """Share of the object's patches that are kept, and of the background's: means over the images that have any; nan if
+    none has."""
     return _mean_share(kept, objects), _mean_share(kept, ~objects)
 
 
@@ -41,29 +43,20 @@ def _mean_share(kept: np.ndarray, which: np.ndarray) -> float:
 
 
 def separation(ranking: np.ndarray, objects: np.ndarray) -> float:
-    """Chance that a patch of the object ranks above one of the background (area under the ROC curve), ties count a half; mean over the
-    images that have both. 1: knows the object, 0.5: knows nothing."""
-    ranks, positives = _ranks(ranking), objects.sum(1)
+    """Chance that a patch of the object ranks above one of the background (area under the ROC curve), ties count a
+    half; mean over the images that have both. 1: knows the object, 0.5: knows nothing."""
+    ranks, positives = rankdata(ranking, axis=1), objects.sum(1)
     negatives = objects.shape[1] - positives
     both = (positives > 0) & (negatives > 0)
     if not both.any():
         return float("nan")
-    wins = (ranks * objects).sum(1) - positives * (positives - 1) / 2  # ranks count from 0
+    wins = (ranks * objects).sum(1) - positives * (positives + 1) / 2  # ranks count from 1
     return float((wins[both] / (positives * negatives)[both]).mean())
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Rank of each value within its row, from 0, equal values share the mean of theirs: float (n, tokens)."""
-    ranks = np.empty(values.shape)
-    for row, own in zip(values, ranks):
-        ordered = np.sort(row)
-        own[:] = (np.searchsorted(ordered, row, "left") + np.searchsorted(ordered, row, "right") - 1) / 2
-    return ranks
-
-
 def overlap(a: np.ndarray, b: np.ndarray, both: np.ndarray | None = None) -> float:
-    """Share of two kept sets that they have in common, 2 |a and b| / (|a| + |b|); mean over images. Two random sets of k of n tokens
-    have k / n.
+    """Share of two kept sets that they have in common, 2 |a and b| / (|a| + |b|); mean over images. Two random sets of
+    k of n tokens have k / n.
 
     Args:
         both: bool (tokens,), positions to look at; all if None.
@@ -75,8 +68,9 @@ def overlap(a: np.ndarray, b: np.ndarray, both: np.ndarray | None = None) -> flo
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation of two rankings, mean over images; a ranking that is constant correlates with nothing: 0."""
-    x, y = (r - r.mean(1, keepdims=True) for r in (_ranks(a), _ranks(b)))
+    """Spearman's rank correlation of two rankings, mean over images; a ranking that is constant correlates with
+    nothing: 0."""
+    x, y = (r - r.mean(1, keepdims=True) for r in (rankdata(a, axis=1), rankdata(b, axis=1)))
     norms = np.sqrt((x * x).sum(1) * (y * y).sum(1))
     return float(np.divide((x * y).sum(1), norms, out=np.zeros(len(norms)), where=norms > 0).mean())
 
@@ -87,8 +81,8 @@ def mirrored(tokens: np.ndarray, grid: int) -> np.ndarray:
 
 
 def shifted(tokens: np.ndarray, grid: int) -> np.ndarray:
-    """Values by token (n, tokens) of images moved one patch to the right, mapped back; the last column, which left the image, holds
-    that of the first, see `still_there`."""
+    """Values by token (n, tokens) of images moved one patch to the right, mapped back; the last column, which left the
+    image, holds that of the first, see `still_there`."""
     return np.roll(tokens.reshape(len(tokens), grid, grid), -1, axis=2).reshape(len(tokens), -1)
 
 
@@ -105,8 +99,8 @@ def moved_right(images: np.ndarray, pixels: int) -> np.ndarray:
 def deletion_insertion(
     predict: Predict, images: np.ndarray, fill: np.ndarray, labels: np.ndarray, ranking: np.ndarray, points: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of the true class, mean over images, while patches are taken away, the most important first, and while they are
-    put on an empty image in the same order.
+    """Probability of the true class, mean over images, while patches are taken away, the most important first, and
+    while they are put on an empty image in the same order.
 
     Args:
         predict: probabilities of images.
@@ -116,8 +110,8 @@ def deletion_insertion(
         points: of each curve, evenly spaced from no patch to all.
 
     Returns:
-        Two float arrays (points,), deletion and insertion, over the share of patches deleted or inserted. A good ranking has a small
-        area under the first and a large one under the second.
+        Two float arrays (points,), deletion and insertion, over the share of patches deleted or inserted. A good
+        ranking has a small area under the first and a large one under the second.
     """
     tokens = ranking.shape[1]
     grid = round(tokens**0.5)

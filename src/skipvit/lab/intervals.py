@@ -6,57 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-# 0.975 quantiles of Student's t for 1, 2, ... degrees of freedom, as in any statistical table.
-_T = (
-    12.7062,
-    4.3027,
-    3.1824,
-    2.7764,
-    2.5706,
-    2.4469,
-    2.3646,
-    2.3060,
-    2.2622,
-    2.2281,
-    2.2010,
-    2.1788,
-    2.1604,
-    2.1448,
-    2.1314,
-    2.1199,
-    2.1098,
-    2.1009,
-    2.0930,
-    2.0860,
-    2.0796,
-    2.0739,
-    2.0687,
-    2.0639,
-    2.0595,
-    2.0555,
-    2.0518,
-    2.0484,
-    2.0452,
-    2.0423,
-)
-_NORMAL = 1.959964
-
-
-def t_quantile(freedom: int) -> float:
-    """0.975 quantile of Student's t; beyond the table by its expansion in 1 / freedom to the third power (Abramowitz and
-    Stegun 26.7.5).
-
-    Raises:
-        ValueError: no degree of freedom.
-    """
-    if freedom < 1:
-        raise ValueError("Student's t needs a degree of freedom or more")
-    if freedom <= len(_T):
-        return _T[freedom - 1]
-    z = _NORMAL
-    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -94,7 +44,7 @@ def mean_of(values: Sequence[float]) -> Mean:
         raise ValueError("there is no mean of no values")
     if values.size == 1:
         return Mean(float(values[0]), None, 1)
-    half = t_quantile(values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
+    half = stats.t.ppf(0.975, values.size - 1) * stats.sem(values)
     return Mean(float(values.mean()), float(half), int(values.size))
 
 

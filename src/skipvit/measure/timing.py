@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import comb
 
 import numpy as np
+from scipy.stats import binom
 
 CONFIDENCE = 0.95
 FEWEST_ROUNDS = 6  # of fewer numbers not even all of them are a 95 % interval
@@ -25,9 +25,9 @@ class Estimate:
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """The median of independent values of any distribution, and the narrowest interval between two of them, equally far from both
-    ends, that holds the distribution's median with at least 95 % confidence (order statistics: the number of values below it is
-    binomial with p = 1/2).
+    """The median of independent values of any distribution, and the narrowest interval between two of them, equally far
+    from both ends, that holds the distribution's median with at least 95 % confidence (order statistics: the number of
+    values below it is binomial with p = 1/2).
 
     Raises:
         ValueError: fewer than `FEWEST_ROUNDS` values.
@@ -35,20 +35,15 @@ def estimate(values: np.ndarray) -> Estimate:
     count = len(values)
     if count < FEWEST_ROUNDS:
         raise ValueError(f"{count} rounds have no {CONFIDENCE:.0%} interval; at least {FEWEST_ROUNDS} do")
-    left_out, below = (
-        0,
-        1,
-    )  # values left out at each end; 2^count x the probability that at most so many are below the median
-    while 1 - 2 * (below + comb(count, left_out + 1)) / 2**count >= CONFIDENCE:
-        left_out += 1
-        below += comb(count, left_out)
+    # Fewer than `rank` values lie below the median with a chance of at most 2.5 %; as many above.
+    rank = int(binom.ppf((1 - CONFIDENCE) / 2, count, 0.5))
     ordered = np.sort(values)
-    return Estimate(float(np.median(values)), float(ordered[left_out]), float(ordered[count - 1 - left_out]))
+    return Estimate(float(np.median(values)), float(ordered[rank - 1]), float(ordered[count - rank]))
 
 
 def speedup(baseline: np.ndarray, variant: np.ndarray) -> Estimate:
-    """How many times as fast a variant is: the ratio of both times within each round, so that what disturbs a round disturbs
-    both; float (rounds,) each, seconds an image."""
+    """How many times as fast a variant is: the ratio of both times within each round, so that what disturbs a round
+    disturbs both; float (rounds,) each, seconds an image."""
     return estimate(np.asarray(baseline) / np.asarray(variant))
 
 
