@@ -6,15 +6,13 @@ import json
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from math import prod
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
 import mindspore as ms
-from mindspore import Tensor, amp, nn, ops
-from mindspore.train.mind_ir_pb2 import ModelProto
+from mindspore import Tensor, nn
 from tqdm import tqdm
 
 from skipvit.ascend.operators import UNITS, Operator, Verdict, judge, operators, table
@@ -25,6 +23,7 @@ from skipvit.engine import distributed
 from skipvit.engine.build import build_mixer, build_network, build_optimizer, build_state
 from skipvit.engine.step import EvalStep, TrainingLoss, TrainStep
 from skipvit.measure.synthetic import UPDATES_PER_EPOCH, random_batch
+from skipvit.util import compat
 from skipvit.util.errors import RunError, UsageError
 
 EPILOG = """The training step and the evaluation step of each phase are built as for Ascend, compiled by MindSpore on the CPU
@@ -109,29 +108,17 @@ def steps(config: Config, devices: int) -> dict[str, Callable[[], tuple]]:
     return result | {f"evaluate {name}": partial(evaluate, name == "routed") for name in forwards}
 
 
-def export(cell: nn.Cell, *batch: Tensor) -> ModelProto:
+def export(cell: nn.Cell, *batch: Tensor) -> Any:
     """A cell's compiled graph with its gradients, as a MindIR model without the values of its parameters."""
-    result = ModelProto()
+    result = compat.mind_ir().ModelProto()
 
-    def take(model: ModelProto) -> None:
+    def take(model: Any) -> None:
         result.CopyFrom(model)
         del model.graph.parameter[:]  # else their values are written to the file: 5 GB for ViT-L
 
-    with tempfile.TemporaryDirectory() as folder, ascend910a():
+    with tempfile.TemporaryDirectory() as folder, compat.compiled_as_for_910a():
         ms.export(cell, *batch, file_name=str(Path(folder) / "graph"), file_format="MINDIR", custom_func=take)
     return result
-
-
-@contextmanager
-def ascend910a() -> Iterator[None]:
-    """MindSpore's finite check asks which chip it is compiled for: inside, it is told an Ascend 910A."""
-
-    @ops.constexpr
-    def yes():
-        return True
-
-    with mock.patch.multiple(amp, _ascend_target=yes, _ascend_910a_target=yes):
-        yield
 
 
 def as_text(graphs: dict[str, Audited]) -> str:

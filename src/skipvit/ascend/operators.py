@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import yaml
-from mindspore.train.mind_ir_pb2 import AttributeProto, ModelProto, TensorProto
 
+from skipvit.util import compat
+
+AttributeProto, TensorProto = compat.mind_ir().AttributeProto, compat.mind_ir().TensorProto
 TABLE = Path(__file__).with_name("ascend910a_operators.yaml")
 UNITS = ("ai_core", "ai_cpu", "hccl", "host", "unknown", "no_kernel")
 DTYPES = {number: name.lower() for name, number in TensorProto.DataType.items()} | {
@@ -54,7 +57,7 @@ class Verdict:
     wrong: bool = False  # fails an audit
 
 
-def operators(model: ModelProto) -> list[Operator]:
+def operators(model: Any) -> list[Operator]:
     """Every operator of every graph of a model, constants left out.
 
     What is fed to the model are the operators `Input`; the call of a graph is the operator `Call`.
@@ -79,7 +82,7 @@ def operators(model: ModelProto) -> list[Operator]:
     ]
 
 
-def _tensor(proto: TensorProto) -> Tensor:
+def _tensor(proto: Any) -> Tensor:
     return DTYPES[proto.data_type], tuple(proto.dims)
 
 
@@ -90,7 +93,7 @@ def _result(node) -> Value:
     return Value(tuple(_tensors(attribute)), attribute.i if integer else None)
 
 
-def _tensors(attribute: AttributeProto):
+def _tensors(attribute: Any):
     yield from map(_tensor, attribute.tensors)
     for part in attribute.values:
         yield from _tensors(part)

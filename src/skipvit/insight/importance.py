@@ -21,7 +21,7 @@ from skipvit.insight.importance_figures import figure_of_kept, figure_of_measure
 from skipvit.insight.rankings import measure
 from skipvit.models.vit import PIXEL_MEAN
 from skipvit.routing.scorers import SCORERS
-from skipvit.runs.run_folder import make_folder
+from skipvit.util.files import make_folder
 from skipvit.util.errors import RunError, UsageError
 
 EPILOG = """examples:

@@ -14,7 +14,7 @@ from skipvit.lab.report_blocks import blocks
 from skipvit.lab.report_runs import Sweep, read_sweep
 from skipvit.lab.sweep import claimed
 from skipvit.measure.timing import FEWEST_ROUNDS
-from skipvit.runs.run_folder import make_folder
+from skipvit.util.files import make_folder
 from skipvit.util.errors import UsageError
 
 EPILOG = """Reads a folder that `skipvit sweep` filled, finished or not, and writes report.html (one file, no network), report.md and its PNG

@@ -12,7 +12,7 @@ from skipvit.config.groups import OptimConfig
 from skipvit.lab.report_runs import Sweep, Variant
 from skipvit.measure import bench
 from skipvit.measure.bench_report import report
-from skipvit.measure.pipeline import cores
+from skipvit.util.cores import cores
 
 AT_ONCE = 5  # routed forwards in one interleaved run, beside the dense one: each is a process that holds its memory
 FILE = "bench.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
@@ -18,9 +17,10 @@ from skipvit.lab.plan import Plan, Run, read
 from skipvit.lab.sweep_jobs import Jobs, finished
 from skipvit.lab.sweep_reuse import take_over
 from skipvit.measure.cost import cost_of
-from skipvit.measure.pipeline import cores
-from skipvit.runs.run_folder import RunFolder, make_folder
+from skipvit.runs.run_folder import RunFolder
+from skipvit.util.cores import cores
 from skipvit.util.errors import UsageError
+from skipvit.util.files import locked, make_folder
 
 EPILOG = """A run that is finished is never done again; one that was begun goes on. So after Ctrl-C, a kill or a failure the same command
 completes the sweep. Each run has its folder RUNS/<plan>/<method>-s<seed>, its output is in RUNS/<plan>/logs. Keys such as
@@ -92,15 +92,9 @@ def refuse_changed(plan: Plan, folder: Path) -> None:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """The sweep's folder, kept from another sweep. Raises UsageError if it cannot be made or another sweep works in it."""
+    """The sweep's folder, kept from another sweep. Raises UsageError if it cannot be made, or another works in it."""
     make_folder(folder, "sweep's folder", "--runs")
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{folder}: another sweep works in it; wait for its end or stop it") from None
-        except OSError:
-            pass  # a file system without locks
+    with locked(folder / ".lock", f"{folder}: another sweep works in it; wait for its end or stop it"):
         yield
 
 

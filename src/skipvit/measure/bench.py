@@ -20,11 +20,11 @@ from skipvit.config import config as configuration
 from skipvit.config.config import Config
 from skipvit.measure.bench_report import as_text, report, too_noisy
 from skipvit.measure.macs import forward_macs
-from skipvit.measure.pipeline import cores
 from skipvit.measure.speed_figure import speed_figure
 from skipvit.measure.synthetic import Forward
 from skipvit.measure.timing import FEWEST_ROUNDS
 from skipvit.measure.turns import Worker
+from skipvit.util.cores import cores
 from skipvit.util.errors import RunError, UsageError
 
 TURN_S = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +14,7 @@ from skipvit.config.config import Config
 from skipvit.data.augment import Augment
 from skipvit.data.pipeline import Batches, Broken, Source, Subset
 from skipvit.engine.build import batches_of, open_source
+from skipvit.util.cores import cores
 from skipvit.util.errors import UsageError
 
 ROUNDS = 5  # parts that a setting's time is cut into, so that what disturbs the machine disturbs all settings
@@ -61,11 +61,6 @@ def main(words: list[str]) -> None:
     settings = measure(config, source, thread_counts(options.threads), options.seconds)
     result = report(config, len(source), settings, options.need)
     print(json.dumps(result) if options.json else as_text(result))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_counts(most: int) -> list[int]:

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import mindspore as ms
 from mindspore import nn, ops
-from mindspore.ops.auto_generate import SigmoidGrad
+
+from skipvit.util.compat import sigmoid_grad
+
+SigmoidGrad = sigmoid_grad()
 
 NORM_EPSILON = 1e-6  # as in timm's ViT
 

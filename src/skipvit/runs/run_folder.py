@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -18,19 +17,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import skipvit
-from skipvit.util.errors import UsageError
-from skipvit.runs.events import Events
 from skipvit.engine.phases import Phase
+from skipvit.runs.events import Events
+from skipvit.util.errors import UsageError
+from skipvit.util.files import is_locked, lock, make_folder, replacing, write_whole
 
 FORWARDS = ("dense", "routed", "dense_ema", "routed_ema")
-
-
-def make_folder(path: Path, what: str, option: str) -> None:
-    """Raises UsageError if a folder is not there and cannot be made; the line names the option that chooses it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path}: the {what} cannot be made ({error.strerror}); choose another {option}") from None
 
 
 class RunFolder:
@@ -63,24 +55,13 @@ class RunFolder:
         if not self.writes:
             return
         make_folder(self.path, "run folder", "--runs")
-        self.lock = open(self.path / ".lock", "w")
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{self.path}: another process trains in it; wait for its end or stop it") from None
-        except OSError:
-            pass  # a file system without locks
+        self.lock = lock(
+            self.path / ".lock", f"{self.path}: another process trains in it; wait for its end or stop it"
+        )
 
     def in_use(self) -> bool:
         """Whether another process trains in it."""
-        try:
-            with open(self.path / ".lock") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass  # no folder yet, or a file system without locks
-        return False
+        return is_locked(self.path / ".lock")
 
     def release(self) -> None:
         """The opposite of `claim`, and the end of the TensorBoard events."""
@@ -108,12 +89,12 @@ class RunFolder:
 
     def write_config(self, text: str) -> None:
         if self.writes:
-            _write_whole(self.config, text)
+            write_whole(self.config, text)
 
     def write_classes(self, names: tuple[str, ...]) -> None:
         """The names of the classes, in the order of their numbers."""
         if self.writes:
-            _write_whole(self.classes, json.dumps(names, indent=0) + "\n")
+            write_whole(self.classes, json.dumps(names, indent=0) + "\n")
 
     def begun(self) -> bool:
         """Whether there is a run to go on with."""
@@ -134,7 +115,7 @@ class RunFolder:
             starts = json.loads(path.read_text())
         except (OSError, ValueError):
             starts = []
-        _write_whole(path, json.dumps([*starts, entry], indent=2) + "\n")
+        write_whole(path, json.dumps([*starts, entry], indent=2) + "\n")
 
     def open_events(self) -> None:
         """Write TensorBoard event files from now on."""
@@ -178,7 +159,8 @@ class RunFolder:
         """`curves.png`: loss, accuracy, learning rate, throughput, loss scale and skipped updates over epochs."""
         if self.writes:
             try:
-                curves(self.records(), phases).savefig(self.path / "curves.png", dpi=110)
+                with replacing(self.path / "curves.png") as partial:
+                    curves(self.records(), phases).savefig(partial, dpi=110)
             except OSError as error:
                 self.warn(f"{self.path / 'curves.png'}: not written ({error.strerror})")
 
@@ -191,16 +173,6 @@ def versions() -> dict[str, str]:
         "numpy": numpy.__version__,
         "python": platform.python_version(),
     }
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Replace a file so that a crash or a power cut leaves the old or the new one."""
-    partial = path.parent / f".partial.{path.name}"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _ends_with_newline(path: Path) -> bool:

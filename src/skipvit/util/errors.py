@@ -2,7 +2,7 @@
 
 
 class UsageError(Exception):
-    """The person asked for something impossible (a key, a path, a shape). One line: what, where, what to do. Exit code 2."""
+    """The person asked for the impossible (a key, a path, a shape). One line: what, where, what to do. Exit code 2."""
 
 
 class RunError(Exception):

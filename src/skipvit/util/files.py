@@ -1,0 +1,139 @@
+"""Files: replaced as a whole or not at all, locked against other processes, never anything but regular files."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from skipvit.util.errors import UsageError
+
+
+def make_folder(path: Path, what: str, option: str) -> None:
+    """Raises UsageError if a folder is not there and cannot be made; the line names the option that chooses it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: the {what} cannot be made ({error.strerror}); choose another {option}") from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file so that a crash, a full disk or a power cut leaves the old one or the new one.
+
+    Yields:
+        A path beside it, of the same ending, to write to: `with replacing(path) as partial: figure.savefig(partial)`.
+
+    Raises:
+        OSError: it cannot be written. What had been written is removed, the old file is left as it was.
+    """
+    partial = path.with_name(f".partial.{path.name}")
+    try:
+        yield partial
+        flush(partial)
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+    with suppress(OSError):  # not every file system knows this for folders
+        flush(path.parent)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write text (UTF-8) or bytes as `replacing` does. Raises OSError."""
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def flush(path: Path) -> None:
+    """Have a file or folder on the disk, not in a cache that a power cut empties."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def open_regular(path: str | bytes | Path) -> BinaryIO:
+    """Open a file to read bytes. A pipe, which would wait, or a device, which may never end, is refused.
+
+    Raises:
+        OSError: no such file, no permission, or not a regular file.
+    """
+    # Without O_NONBLOCK the opening of a pipe waits for somebody who writes.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: str | bytes | Path) -> bytes:
+    """The content of a regular file. Raises OSError as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def read_text(path: str | bytes | Path, errors: str = "strict") -> str:
+    """The content of a regular text file in UTF-8. Raises OSError as `open_regular`, and UnicodeDecodeError."""
+    return read_bytes(path).decode("utf-8", errors)
+
+
+def lock(path: Path, message: str) -> BinaryIO:
+    """Keep a lock for as long as the file that is returned is open and this process lives.
+
+    On a file system without locks everybody gets it.
+
+    Args:
+        path: the lock's file; its folder must be there.
+        message: what to tell whoever comes second: what is in use, by whom, what to do.
+
+    Raises:
+        UsageError: another process has it; or the path is not a regular file.
+        OSError: the file cannot be made.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    file = os.fdopen(handle, "r+b", buffering=0)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise UsageError(f"{path}: not a regular file, as a lock has to be; remove it")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UsageError(message) from None
+    except OSError:
+        pass  # a file system without locks
+    return file
+
+
+@contextmanager
+def locked(path: Path, message: str) -> Iterator[None]:
+    """A context that has the lock of `lock`, and raises as it does."""
+    with lock(path, message):
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process has a lock. Nothing is made or changed."""
+    try:
+        handle = os.open(
+            path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+        )  # network file systems lock what may be written
+    except OSError:
+        return False  # no such file
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # a file system without locks
+    finally:
+        os.close(handle)
+    return False

@@ -1,0 +1,86 @@
+"""Files are replaced as a whole, locked against other processes, and only read where they are regular."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from skipvit.util.errors import UsageError
+from skipvit.util.files import is_locked, lock, locked, make_folder, open_regular, read_text, replacing, write_whole
+
+
+def test_a_file_is_replaced_as_a_whole_or_left(tmp_path):
+    path = tmp_path / "about.json"
+    write_whole(path, "old é")
+    with pytest.raises(OSError, match="full"), replacing(path) as partial:
+        partial.write_text("ne")
+        raise OSError("the disk is full")
+    assert read_text(path) == "old é" and os.listdir(tmp_path) == ["about.json"]
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["about.json"]
+
+
+def test_the_partial_file_keeps_the_ending(tmp_path):
+    """matplotlib chooses the format by it."""
+    with replacing(tmp_path / "curves.png") as partial:
+        assert partial.suffix == ".png" and partial.parent == tmp_path
+        partial.touch()
+
+
+def test_a_lock_is_kept_from_other_processes_and_ends_with_its_own(tmp_path):
+    path = tmp_path / ".lock"
+    assert not is_locked(path) and not path.exists()
+    words = (
+        "import sys; from pathlib import Path; from skipvit.util.files import lock; f = lock(Path(sys.argv[1]), 'x')"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", words + "; print(1, flush=True); input()", str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        other.stdout.readline()
+        assert is_locked(path)
+        with pytest.raises(UsageError, match="another one trains"):
+            lock(path, "another one trains")
+        other.kill()
+    assert not is_locked(path)
+    with locked(path, "taken"):
+        pass
+
+
+def in_time(function, *arguments) -> BaseException | None:
+    """What a call raises; fails where it does not come back."""
+    raised = []
+
+    def attempt():
+        try:
+            function(*arguments)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive(), f"{function.__name__} hangs"
+    return raised[0] if raised else None
+
+
+def test_pipes_and_devices_are_no_files(tmp_path):
+    pipe, link, loop = tmp_path / "pipe", tmp_path / "link", tmp_path / "loop"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/zero")
+    loop.symlink_to(loop)
+    for path in (pipe, link, tmp_path, os.fsencode(pipe)):
+        error = in_time(open_regular, path)
+        assert isinstance(error, OSError) and error.strerror == "not a regular file"
+    assert isinstance(in_time(open_regular, loop), OSError)
+    assert isinstance(in_time(lock, pipe, "taken"), UsageError)
+    assert in_time(is_locked, pipe) is None
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file/runs: the run folder cannot be made .*; choose another --runs"):
+        make_folder(tmp_path / "file" / "runs", "run folder", "--runs")
