@@ -3,7 +3,7 @@
     pip install -e '.[compare]'
     python benchmarks/against_pytorch.py configs/skipvit_small_imagenet.yaml --data.batch_size 16
 
-or, with PyTorch in an environment of its own (nothing else needs to be in it), `--torch_python /path/to/its/bin/python`.
+or, with PyTorch in an environment of its own (nothing else needs to be in it), --torch_python /its/bin/python.
 What the two do alike and what not: pytorch_vit.py. How the turns are taken and ratios are made: docs/bench.md.
 """
 
@@ -18,16 +18,14 @@ from pathlib import Path
 
 os.environ.setdefault("GLOG_v", "4")
 
-from tqdm import tqdm
-
 from skipvit.cli import exit_code
 from skipvit.config import config as configuration
 from skipvit.config.config import Config
-from skipvit.measure import bench
-from skipvit.measure.bench import Variant
-from skipvit.measure.bench_report import as_text, report
-from skipvit.measure.turns import Worker
+from skipvit.measure.bench.result import BenchResult, compared
+from skipvit.measure.bench.turns import Worker
+from skipvit.measure.bench.variants import Variant, check, how, measure, prepare, variants_of
 from skipvit.util.errors import UsageError
+from skipvit.util.text import table
 
 WORKER = str(Path(__file__).with_name("pytorch_worker.py"))
 STEPS, HEAVIEST = 3, 20  # steps that are profiled, operators that are printed
@@ -49,31 +47,30 @@ def parser() -> configuration.OneLineParser:
     result.add_argument("--widest", type=float, default=0.05, metavar="X", help="as of skipvit bench")
     result.add_argument("--operators", action="store_true", help="instead: the heaviest operators of PyTorch's step")
     result.add_argument("--json", action="store_true", help="print one JSON object")
-    result.set_defaults(mode="training", parts=False, with_data=False, plain=False, out=None)
     return result
 
 
 def main(words: list[str]) -> None:
     config, options = configuration.from_words(parser(), words)
-    bench.check(options)
+    check(options.rounds, options.widest)
     config = comparable(config)
     kinds = list(KINDS) if options.pytorch == "both" else [options.pytorch]
-    theirs = [pytorch(config, kind, options) for kind in kinds]
+    theirs = [pytorch(config, kind, options.torch_python) for kind in kinds]
     versions = {"torch": torch_version(options.torch_python), "mindspore": version("mindspore")}
     if options.operators:
         print("\n\n".join(map(operators, theirs)))
         return
-    result = bench.beginning(options.mode, options.rounds, options.widest)
-    result["versions"] = versions
-    options.configs = [options.config]
-    ours = bench.variants_of([config], options)
-    variants = bench.measure(theirs + ours, options)
+    values = how("training", options.rounds, options.widest) | {"versions": versions}
+    ours = variants_of([config])
+    variants = measure(theirs + ours, options.rounds)
     # Against PyTorch, and ours among themselves: there the ideal means something.
-    result["batches"] = [report(variants, [], options.widest), report(ours, [], options.widest)]
-    print(json.dumps(result, allow_nan=False) if options.json else as_text(result))
-    if not options.json:
-        print(", ".join(f"{name} {number}" for name, number in result["versions"].items()))
-    bench.refuse(result)
+    result = BenchResult(values | {"batches": [compared(each, [], options.widest) for each in (variants, ours)]})
+    if options.json:
+        print(json.dumps(result.as_dict(), allow_nan=False))
+    else:
+        print(result.table())
+        print(", ".join(f"{name} {number}" for name, number in versions.items()))
+    result.refuse_uncertain()
 
 
 def comparable(config: Config) -> Config:
@@ -102,10 +99,8 @@ def torch_version(python: str) -> str:
     return answer.stdout.strip()
 
 
-def pytorch(config: Config, kind: str, options) -> Variant:
-    variant = Variant(f"{config.name} {KINDS[kind]}", options.config, config, "dense", ("step",))
-    variant.words, variant.python = (WORKER, kind), options.torch_python
-    return variant
+def pytorch(config: Config, kind: str, python: str) -> Variant:
+    return Variant(f"{config.name} {KINDS[kind]}", config, "dense", words=(WORKER, kind), python=python)
 
 
 def operators(variant: Variant) -> str:
@@ -113,14 +108,14 @@ def operators(variant: Variant) -> str:
     worker = Worker(variant.name, variant.words, variant.python)
     try:
         worker.ready()
-        bench.prepare(variant, worker, training=True, bar=tqdm(disable=True))
+        prepare(variant, worker)
         found = worker.ask("operators", STEPS)
     finally:
         worker.end()
-    everything = sum(ms for *_, ms in found)
-    lines = [f"{variant.name}, batch {variant.config.data.batch_size}: operators of a step, {everything:.1f} ms in all"]
-    lines += [f"{ms:9.2f}{100 * ms / everything:6.1f} %{count:7}  {name}" for name, count, ms in found[:HEAVIEST]]
-    return "\n".join(lines)
+    all_ms = sum(ms for *_, ms in found)
+    head = f"{variant.name}, batch {variant.config.data.batch_size}: operators of a step, {all_ms:.1f} ms in all"
+    rows = [(f"{ms:.2f}", f"{100 * ms / all_ms:.1f} %", count, name) for name, count, ms in found[:HEAVIEST]]
+    return f"{head}\n{table(rows, align='>>><')}"
 
 
 if __name__ == "__main__":

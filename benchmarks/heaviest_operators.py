@@ -1,11 +1,12 @@
 """The heaviest operators of a training step on CPU, by MindSpore's profiler, with the shapes that they work on.
 
     python benchmarks/heaviest_operators.py --config configs/vit_mini_shapes_cpu.yaml
-    python benchmarks/heaviest_operators.py --config configs/skipvit_small_imagenet.yaml --data.batch_size 16 --forward routed
+    python benchmarks/heaviest_operators.py --config configs/skipvit_mini_shapes_cpu.yaml --forward routed
 
-Operators of one kind on inputs of the same shapes are one line: milliseconds of a step, median over the steps. Of most of the
-backward MindSpore does not say which layer an operator belongs to; its shapes do. Where it begins and ends is told by the order.
-*Before* is how long no operator ran until these began: scheduling, and getting memory for their results.
+Operators of one kind on inputs of the same shapes are one line: milliseconds of a step, median over the steps. Of most
+of the backward MindSpore does not say which layer an operator belongs to; its shapes do. Where it begins and ends is
+told by the order. *Before* is how long no operator ran until these began: scheduling, and getting memory for their
+results.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from mindspore.profiler import ProfilerActivity, profile, schedule, tensorboard_
 
 from skipvit.config import config as configuration
 from skipvit.engine import distributed
-from skipvit.measure.synthetic import network_of, random_batch, training_step
+from skipvit.engine.build import build_network
+from skipvit.engine.synthetic import random_batch, training_step
 from skipvit.util.errors import RunError
 
 NEWER = "MindSpore's profiler wrote no {0}, as that of 2.8.0 does"
@@ -36,13 +38,13 @@ def main() -> None:
         prog="heaviest_operators.py", description="The heaviest operators of a training step."
     )
     parser.add_argument("--config", required=True, metavar="FILE")
-    parser.add_argument("--forward", choices=("dense", "routed", "plain"), default="dense")
+    parser.add_argument("--forward", choices=("dense", "routed"), default="dense")
     parser.add_argument("--steps", type=int, default=5, metavar="N")
     parser.add_argument("--top", type=int, default=30, metavar="N", help="lines to print")
     config, options = configuration.from_words(parser, sys.argv[1:])
     device, _ = distributed.start("cpu", config.deterministic)
-    network = network_of(config, device, options.forward)
-    batch = random_batch(config, getattr(network, "noise_width", 1))
+    network = build_network(config, device)
+    batch = random_batch(config, network.noise_width)
     step = training_step(config, device, network, options.forward == "routed")
 
     def timed() -> float:
@@ -77,8 +79,8 @@ def profiled(step, steps: int, folder: str) -> None:
 
 
 def read(folder: Path, steps: int) -> list[tuple[str, str, str, str, np.ndarray, np.ndarray]]:
-    """Operators of a step in the order in which they ran: part of the step, cell, kind, shapes of the inputs, and in each step
-    the ms that it took and that nothing ran before it.
+    """Operators of a step in the order in which they ran: part of the step, cell, kind, shapes of the inputs, and in
+    each step the ms that it took and that nothing ran before it.
 
     One file has times and full names, the other shapes and short names, both in the order of the launches.
     """

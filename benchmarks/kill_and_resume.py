@@ -2,9 +2,9 @@
 
     python benchmarks/kill_and_resume.py --kills 50
 
-Every kill is a run of its own. A third of the kills come at a random moment, a third while a checkpoint is being written, a
-third between the end of an epoch and its evaluation's end. The last checkpoints (weights, averaged weights, moments, loss
-scale, counters, position) must be equal bit by bit. Exit code 1 if one is not.
+Every kill is a run of its own. A third of the kills come at a random moment, a third while a checkpoint is being
+written, a third between the end of an epoch and its evaluation's end. The last checkpoints (weights, averaged weights,
+moments, loss scale, counters, position) must be equal bit by bit. Exit code 1 if one is not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import yaml
 from tqdm import tqdm
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-# Every part that has a state: mixing, augmentation, drop path, random route, averaged weights, accumulation, three phases.
+# All that has a state: mixing, augmentation, drop path, random route, averaged weights, accumulation, three phases.
 CONFIG = {
     "name": "run",
     "model": {

@@ -2,8 +2,8 @@
 
     python benchmarks/mutated_configs.py --count 300
 
-One to three keys of a small run get a value from a list of plausible and absurd ones, or the file's text is damaged. Exit code
-1 if one did neither.
+One to three keys of a small run get a value from a list of plausible and absurd ones, or the file's text is damaged.
+Exit code 1 if one did neither.
 """
 
 from __future__ import annotations
@@ -180,9 +180,8 @@ def main() -> int:
         tally[what] += 1
         if what == "WRONG" or options.show and line:
             print(f"{number}: {line}" + (f"\n{text}" if what == "WRONG" else ""), flush=True)
-    print(
-        f"{options.count} configurations: {tally['ran']} ran, {tally['refused']} were refused in one line, {tally['WRONG']} did neither"
-    )
+    said = f"{tally['ran']} ran, {tally['refused']} were refused in one line, {tally['WRONG']} did neither"
+    print(f"{options.count} configurations: {said}")
     return 1 if tally["WRONG"] else 0
 
 

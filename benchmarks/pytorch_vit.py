@@ -1,12 +1,12 @@
 """A plain Vision Transformer and its training step in PyTorch, eager, as timm writes them: for `against_pytorch.py`.
 
 It does the work of `skipvit`'s dense training step on the same kind of batch: uint8 images are normalised and, if the
-configuration says so, mixed (mixup; ours also has CutMix's box in the same expression); smoothed soft cross-entropy; stochastic
-depth; backward; clipping by the global norm; AdamW that decays matrices; an average of the weights if there is one. Ours also asks
-whether the gradients are finite.
+configuration says so, mixed (mixup; ours also has CutMix's box in the same expression); smoothed soft cross-entropy;
+stochastic depth; backward; clipping by the global norm; AdamW that decays matrices; an average of the weights if there
+is one. Ours also asks whether the gradients are finite.
 
-`plain` writes attention out, has timm's GELU, with erf, and PyTorch's defaults. `strong` has PyTorch's fused attention and AdamW,
-one call for all weights where there is one, and the configuration's GELU (ours: tanh).
+`plain` writes attention out, has timm's GELU, with erf, and PyTorch's defaults. `strong` has PyTorch's fused attention
+and AdamW, one call for all weights where there is one, and the configuration's GELU (ours: tanh).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class PyTorchStep:
         self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
 
     def __call__(self, images: Tensor, labels: Tensor, weight: float = 1.0) -> Tensor:
-        """Train on images uint8 (B, S, S, 3) and labels int64 (B,), mixup with their mirror in the batch; returns the loss."""
+        """Train on images uint8 (B, S, S, 3) and labels int64 (B,), mixed with their mirror; returns the loss."""
         x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
         classes = self.network.head.out_features
         target = F.one_hot(labels, classes).float()

@@ -1,4 +1,4 @@
-"""The process of `against_pytorch.py` in which PyTorch works: like `skipvit.measure.bench_worker`, and without MindSpore."""
+"""The process of `against_pytorch.py` in which PyTorch works: like measure/bench/worker.py, and without MindSpore."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from pytorch_vit import PyTorchStep
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from skipvit.measure.timed import Timed
-from skipvit.measure.turns import serve
+from skipvit.measure.bench.timed import Timed, serve
 
 
 class PyTorchBench(Timed):
@@ -28,7 +27,7 @@ class PyTorchBench(Timed):
         """The network and a batch of random images; dense training is all there is."""
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         torch.manual_seed(config["seed"])
-        self.begin()
+        self.base = self.memory()
         model, batch = config["model"], config["data"]["batch_size"]
         self.train = PyTorchStep(config, self.strong)
         self.images = torch.randint(0, 256, (batch, model["image_size"], model["image_size"], 3), dtype=torch.uint8)

@@ -1,12 +1,12 @@
-"""What a route gains, in throughput and memory of training, as it, the images and the network grow: measured beside ideal.
+"""What a route gains in training speed and memory as it, the images and the network grow: measured beside ideal.
 
-    python benchmarks/speed_curves.py                    # all four curves: docs/curves.json, docs/curves.png, and the table
+    python benchmarks/speed_curves.py                    # all four curves: docs/curves.json, docs/curves.png, a table
     python benchmarks/speed_curves.py --curve blocks     # one of them
     python benchmarks/speed_curves.py --draw             # image and table of what is there, without measuring
 
-Each point is one `skipvit bench` of a recipe, dense and routed in turns, of a batch with which both fit into 20 GiB. What
-has been measured stays in the file, so a run that is stopped goes on where it was; points that were too noisy are measured again.
-About twenty minutes for all on two idle cores.
+Each point is one `skipvit bench` of a recipe, dense and routed in turns, of a batch with which both fit into 20 GiB.
+What has been measured stays in the file, so a run that is stopped goes on where it was; points that were too noisy are
+measured again. About twenty minutes for all on two idle cores.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ from matplotlib.figure import Figure
 
 from skipvit.cli import exit_code
 from skipvit.config import config as configuration
-from skipvit.measure import bench
+from skipvit.config.config import Config
+from skipvit.measure.bench.result import speedup_text
+from skipvit.measure.bench.variants import bench, check
 from skipvit.measure.cost import cost_of
 from skipvit.util.errors import UsageError
+from skipvit.util.files import write_whole
 
 DOCS = Path(__file__).parents[1] / "docs"
+WIDEST = 0.05  # 95 % interval, as a share, with which a ratio is quoted
 SPANS = {3: (4, 7), 5: (4, 9), 7: (4, 11), 9: (2, 11)}
 # Images a step: about as many multiply-accumulates in each, and memory for a dense and a routed process at once.
 BATCHES = {("tiny", 224): 32, ("small", 224): 16, ("small", 384): 4, ("small", 512): 2, ("base", 224): 4}
@@ -49,18 +53,13 @@ class Point:
     def batch(self) -> int:
         return BATCHES[self.model, self.image]
 
-    def words(self) -> list[str]:
-        """What `skipvit bench` is asked."""
+    def config(self) -> Config:
         start, end = SPANS[self.blocks]
-        routes = f"[{{start: {start}, end: {end}, keep_ratio: {self.keep}}}]"
-        keys = {
-            "model.size": self.model,
-            "model.image_size": self.image,
-            "routes": routes,
-            "data.batch_size": self.batch,
-        }
-        options = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
-        return [configuration.recipe("skipvit_small_imagenet.yaml"), "--device", "cpu", *options]
+        values = configuration.read(Path(configuration.recipe("skipvit_small_imagenet.yaml"))).model_dump()
+        values["model"] |= {"size": self.model, "image_size": self.image}
+        values["data"]["batch_size"] = self.batch
+        route = {"start": start, "end": end, "keep_ratio": self.keep}
+        return Config(**values | {"device": "cpu", "routes": [route]})
 
 
 CURVES = {
@@ -84,7 +83,9 @@ def main(words: list[str]) -> None:
         "--out", type=Path, default=DOCS / "curves.png", metavar="FILE", help="default: docs/curves.png"
     )
     options = parser.parse_args(words)
-    bench.check(bench.parser().parse_args(["", "--rounds", str(options.rounds), "--out", str(options.out)]))
+    check(options.rounds, WIDEST)
+    if options.out.suffix != ".png" or not options.out.parent.is_dir():
+        raise UsageError(f"--out: {options.out} is not a .png file in a folder that exists")
     results = measured_before(options.results)
     if not options.draw:
         chosen = [options.curve] if options.curve else list(CURVES)
@@ -110,10 +111,8 @@ def measure(points: dict[str, Point], results: dict, options: argparse.Namespace
     for name, point in points.items():
         if options.again or name not in results or rows(results[name])[1]["step"]["speedup"] is None:
             print(name, file=sys.stderr)
-            results[name] = bench.measured([*point.words(), "--rounds", str(options.rounds)])[0]
-            partial = options.results.with_suffix(".partial")
-            partial.write_text(json.dumps(results, allow_nan=False))
-            partial.replace(options.results)
+            results[name] = bench([point.config()], options.rounds, widest=WIDEST).as_dict()
+            write_whole(options.results, json.dumps(results, allow_nan=False))
 
 
 def rows(result: dict) -> list[dict]:
@@ -122,9 +121,9 @@ def rows(result: dict) -> list[dict]:
 
 
 def ideal_memory(point: Point) -> float:
-    """Routed over dense by formula (`skipvit cost`): what the backward keeps, and weights, gradients and so on, alike in both."""
-    config, _ = configuration.from_words(bench.parser(), point.words(), lambda options: options.configs[0])
-    cost = cost_of(config)
+    """Routed over dense by formula (`skipvit cost`): what the backward keeps, and weights, gradients and so on, alike
+    in both."""
+    cost = cost_of(point.config())
     state = sum(cost.state.values())
     dense, routed = (state + point.batch * cost.forwards[name].activations for name in ("dense", "routed"))
     return routed / dense
@@ -143,13 +142,11 @@ def table(results: dict) -> str:
 
 def _cells(point: Point, dense: dict, routed: dict) -> str:
     step = routed["step"]
-    low, high = step["speedup_interval"]
-    said = "too noisy to say" if step["speedup"] is None else f"{step['speedup']:.2f} x"
     share = "" if step["efficiency"] is None else f"{100 * step['efficiency']:.0f} %"
     speeds = " | ".join(f"{row['step']['images_per_s']:.1f}" for row in (dense, routed))
     memory = " | ".join(f"{row['peak_memory_bytes'] / 2**20:.0f}" for row in (dense, routed))
     return (
-        f"{point.batch} | {speeds} | {said} ({low:.2f} to {high:.2f}) | {routed['ideal_speedup']:.3f} x | {share} | "
+        f"{point.batch} | {speeds} | {speedup_text(step)} | {routed['ideal_speedup']:.3f} x | {share} | "
         f"{memory} | {routed['memory_ratio']:.2f} | {ideal_memory(point):.2f}"
     )
 

@@ -16,7 +16,7 @@ from skipvit.lab import report_bench, report_blocks, report_speed, report_weight
 from skipvit.lab.plan import Run
 from skipvit.lab.report_runs import read_sweep
 from skipvit.lab.sweep import claimed
-from skipvit.measure import bench
+from skipvit.measure.bench import variants as bench
 
 BASE = {
     "device": "cpu",
@@ -82,14 +82,14 @@ def sweep(tmp_path_factory):
     return folder
 
 
-def fake_measure(variants, options):
+def fake_measure(variants, rounds):
     """Times without noise: dense 0.2 s a step, routed 0.1 s; random jumps about, too much to be quoted."""
     rng = np.random.default_rng(0)
     for variant in variants:
         step_s = {"dense": 0.2, "skipvit": 0.1}.get(variant.name, 0.1)
-        noise = rng.uniform(0.5, 1.5, options.rounds) if variant.name == "random" else 1.0
-        variant.turns = {"step": (step_s * noise * np.ones(options.rounds)).tolist()}
-        variant.steps, variant.first_s, variant.order = {"step": 1}, {"step": 5.0}, {"step": [0]}
+        noise = rng.uniform(0.5, 1.5, rounds) if variant.name == "random" else 1.0
+        turn_s = (step_s * noise * np.ones(rounds)).tolist()
+        variant.raw = {"step": {"first_s": 5.0, "steps_of_a_turn": 1, "turn_s": turn_s, "order": [0]}}
         variant.device, variant.peak = "cpu", 2**30 if variant.forward == "dense" else 2**29
     return variants
 

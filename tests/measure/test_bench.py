@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,18 +16,20 @@ import psutil
 import pytest
 import yaml
 
+import skipvit
 from skipvit.cli import run
 from skipvit.config import config as configuration
-from skipvit.measure import bench
-from skipvit.measure.bench import Variant, check, measure, parser, steps_of_a_turn, variants_of
-from skipvit.measure.bench_parts import RouteAlone, Routing, routing_inputs
-from skipvit.measure.bench_report import as_text, parts, report, too_noisy
-from skipvit.measure.turns import Worker
+from skipvit.measure.bench import variants as side_by_side
+from skipvit.measure.bench.parts import RouteAlone, Routing, routing_inputs
+from skipvit.measure.bench.result import BenchResult, compared, parts_of
+from skipvit.measure.bench.turns import Worker
+from skipvit.measure.bench.variants import Variant, bench, measure, steps_of_a_turn, variants_of
 from skipvit.models.sizes import Size
 from skipvit.models.vit import ViT
 from skipvit.routing.routing import Route
 from skipvit.util.errors import RunError, UsageError
 
+SOURCES = str(Path(skipvit.__file__).parents[1])
 TINY = {
     "name": "tiny",
     "model": {"size": "tiny", "width": 16, "depth": 2, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10},
@@ -36,11 +39,12 @@ TINY = {
     "optim": {"epochs": 2, "warmup_epochs": 1},
     "ema": {"decay": 0.9},
 }
-# Like bench_worker, but its steps take no time of MindSpore's. A thread works all the time, as one that reads ahead would.
+# Like bench/worker.py, but its steps take no time of MindSpore's. A thread works all the time, as one that reads ahead
+# would.
 SUBJECT = """
 import os, sys, threading, time
 from skipvit.util.errors import UsageError
-from skipvit.measure.turns import serve
+from skipvit.measure.bench.timed import serve
 
 class Subject:
     def build(self, config, forward, training, data):
@@ -81,55 +85,50 @@ def file(tmp_path):
 
 @pytest.fixture
 def subject(tmp_path, monkeypatch):
-    """A script that stands for bench_worker."""
+    """A script that stands for bench/worker.py."""
     path = tmp_path / "subject.py"
     path.write_text(SUBJECT)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, "Worker", lambda name, words, python: Worker(name, [str(path)], python))
+    monkeypatch.setattr(side_by_side, "Worker", lambda name, words, python: Worker(name, [str(path)], python))
     return path
-
-
-def options_of(*words):
-    return parser().parse_args([str(word) for word in words])
 
 
 def timed(file, kind, **turns):
     """A variant with seconds of its turns, of two steps each."""
-    result = Variant(f"tiny {kind}", str(file), configuration.read(file), kind, tuple(turns), "cpu", 2**20)
-    result.turns, result.steps = {job: list(seconds) for job, seconds in turns.items()}, dict.fromkeys(turns, 2)
-    result.first_s, result.order = (
-        dict.fromkeys(turns, 1.0),
-        {job: list(range(len(seconds))) for job, seconds in turns.items()},
-    )
+    result = Variant(f"tiny {kind}", configuration.read(file), kind, jobs=tuple(turns), device="cpu", peak=2**20)
+    for job, seconds in turns.items():
+        order = list(range(len(seconds)))
+        result.raw[job] = {"first_s": 1.0, "steps_of_a_turn": 2, "turn_s": list(seconds), "order": order}
     return result
 
 
 def described(variants, widest, alone=()):
-    batches = [report(variants, alone, widest)]
-    return {"mode": "training", "rounds": 6, "widest": widest, "cores": 2, "load_before": 0.0, "batches": batches}
+    batches = [compared(variants, list(alone), widest)]
+    how = {"mode": "training", "rounds": 6, "widest": widest, "cores": 2, "load_before": 0.0}
+    return BenchResult(how | {"batches": batches})
 
 
 def test_a_speedup_with_its_ideal(file):
     load = np.array([1, 5, 1, 4, 2, 3.0])
     result = described([timed(file, "dense", step=1.5 * load), timed(file, "routed", step=1.2 * load)], 0.05)
-    dense, routed = result["batches"][0]["variants"]
+    dense, routed = result.as_dict()["batches"][0]["variants"]
     assert routed["step"]["median_s"] == pytest.approx(1.2 * 2.5 / 2)  # a turn is two steps
     assert routed["step"]["images_per_s"] == pytest.approx(4 / 1.5)
     assert routed["step"]["speedup"] == pytest.approx(1.25)
     assert routed["ideal_speedup"] == dense["macs"] / routed["macs"] > 1.2
     assert routed["step"]["efficiency"] == pytest.approx(0.25 / (routed["ideal_speedup"] - 1))
-    assert "1.25 x (1.25 to 1.25)" in as_text(result) and not too_noisy(result)
+    assert "1.25 x (1.25 to 1.25)" in result.table() and not result.uncertain()
 
 
 def test_a_speedup_that_is_too_uncertain_is_not_told(file):
     ratios = np.array([1.41, 1.45, 1.5, 1.52, 1.55, 1.58])
     variants = [timed(file, "dense", step=2 * ratios), timed(file, "routed", step=2 + 0 * ratios)]
     result = described(variants, 0.05)
-    step = result["batches"][0]["variants"][1]["step"]
+    step = result.as_dict()["batches"][0]["variants"][1]["step"]
     assert step["speedup"] is step["efficiency"] is None and step["speedup_interval"] == pytest.approx([1.41, 1.58])
-    assert "too noisy to say (1.41 to 1.58)" in as_text(result) and "1.51 x" not in as_text(result)
-    assert too_noisy(result) == 1
-    assert too_noisy(described(variants, 0.12)) == 0
+    assert "too noisy to say (1.41 to 1.58)" in result.table() and "1.51 x" not in result.table()
+    assert result.uncertain() == 1
+    assert described(variants, 0.12).uncertain() == 0
 
 
 def test_the_parts_are_the_step(file):
@@ -138,9 +137,9 @@ def test_the_parts_are_the_step(file):
     variant = timed(
         file, "routed", step=4 * forward, forward=forward, forward_backward=3 * forward, routing=0.2 * forward
     )
-    found = parts(variant)
+    found = parts_of(variant)
     assert np.allclose(found["forward"] + found["backward"] + found["update"], variant.step_s("step"))
-    row = described([variant], 0.05, [variant])["batches"][0]["variants"][0]
+    row = described([variant], 0.05, [variant]).as_dict()["batches"][0]["variants"][0]
     shares = {name: part["share"] for name, part in row["parts"].items()}
     assert shares == pytest.approx({"forward": 0.25, "backward": 0.5, "update": 0.25, "routing": 0.05})
 
@@ -148,14 +147,15 @@ def test_the_parts_are_the_step(file):
 def test_which_forwards_are_compared(file):
     dense = configuration.read(file).model_copy(update={"routes": [], "name": "plain"})
     routed = configuration.read(file)
-    names = [v.name for v in variants_of([routed, dense], options_of(file, file, "--plain"))]
-    assert names == ["tiny dense", "tiny routed", "plain dense", "tiny plain"]
-    assert [v.name for v in variants_of([dense, routed], options_of(file, file))] == ["plain dense", "tiny routed"]
-    assert [v.name for v in variants_of([dense, dense], options_of(file, file))] == ["plain 1 dense", "plain 2 dense"]
+    found = variants_of([routed, dense])
+    assert [v.name for v in found] == ["tiny dense", "tiny routed", "plain dense"]
+    assert [v.place for v in found] == [0, 0, 1]
+    assert [v.name for v in variants_of([dense, routed])] == ["plain dense", "tiny routed"]
+    assert [v.name for v in variants_of([dense, dense])] == ["plain 1 dense", "plain 2 dense"]
 
 
 def test_a_turn_has_whole_updates_and_a_batch_of_each_thread(file, monkeypatch):
-    monkeypatch.setattr(bench, "TURN_S", 0.3)
+    monkeypatch.setattr(side_by_side, "TURN_S", 0.3)
     config = configuration.read(file)
     config.data.workers, config.optim.accumulate = 9, 4
     assert steps_of_a_turn("step", 0.06, config, training=True) == 8
@@ -164,14 +164,13 @@ def test_a_turn_has_whole_updates_and_a_batch_of_each_thread(file, monkeypatch):
 
 
 def test_processes_take_turns_and_rest_between_them(file, subject):
-    options = options_of(file, "--rounds", 8)
-    variants = measure(variants_of([configuration.read(file)], options), options)
+    variants = measure(variants_of([configuration.read(file)]), rounds=8)
     lines = [line.split() for line in (subject.parent / "turns").read_text().splitlines()]
     begun, ended = (np.array([float(line[i]) for line in lines]) for i in (1, 2))
     assert (begun[1:] >= ended[:-1]).all()  # never two at once
     by_round = [(lines[i][0], lines[i + 1][0]) for i in range(0, 16, 2)]
     assert set(by_round) == {("dense", "routed"), ("routed", "dense")}  # both in each round, in changing order
-    assert sorted(variants[0].order["step"] + variants[1].order["step"]) == list(range(16))
+    assert sorted(variants[0].raw["step"]["order"] + variants[1].raw["step"]["order"]) == list(range(16))
     for forward in ("dense", "routed"):  # the thread of the other one has not worked meanwhile
         own = [(float(e) - float(b), float(cpu)) for name, b, e, cpu in lines if name == forward]
         assert own[-1][1] - own[0][1] < 1.5 * sum(seconds for seconds, _ in own)
@@ -200,14 +199,14 @@ def test_a_process_that_dies_is_named_and_none_is_left(file, subject):
 
 def test_processes_end_with_a_parent_that_is_killed(tmp_path, subject):
     parent = f"""
-from skipvit.measure.turns import Worker
+from skipvit.measure.bench.turns import Worker
 workers = [Worker(name, [{str(subject)!r}]) for name in "ab"]
 for worker in workers:
     worker.ready()
 print(*(worker.process.pid for worker in workers), flush=True)
 workers[0].connection.recv()
 """
-    paths = os.environ | {"PYTHONPATH": str(Path(bench.__file__).parents[2])}
+    paths = os.environ | {"PYTHONPATH": SOURCES}
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, env=paths)
     pids = [int(pid) for pid in process.stdout.readline().split()]
     assert len(pids) == 2 and all(psutil.pid_exists(pid) for pid in pids)
@@ -232,7 +231,7 @@ def running(pid):
 
 def test_ctrl_c_ends_all(file):
     words = [sys.executable, "-m", "skipvit", "bench", str(file)]
-    paths = os.environ | {"PYTHONPATH": str(Path(bench.__file__).parents[2])}
+    paths = os.environ | {"PYTHONPATH": SOURCES}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=paths)
     children = []
     while len(children) < 2 and process.poll() is None:
@@ -258,7 +257,7 @@ def test_routing_alone_changes_nothing_where_no_block_does(formulation):
 
 
 def test_the_training_command(file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "TURN_S", 0.001)
+    monkeypatch.setattr(side_by_side, "TURN_S", 0.001)
     words = [str(file), "--with_data", "--rounds", "6", "--widest", "1000", "--json", "--out", str(tmp_path / "a.png")]
     assert run("bench", words) == 0
     out, err = capsys.readouterr()
@@ -278,45 +277,49 @@ def test_the_training_command(file, tmp_path, monkeypatch, capsys):
 
 
 def test_the_parts_of_a_real_step(file, monkeypatch):
-    monkeypatch.setattr(bench, "TURN_S", 0.001)
-    options = options_of(file, "--parts", "--rounds", 6)
-    routed = variants_of([configuration.read(file)], options)[1]
-    [alone] = measure([routed.in_parts(3)], options)
-    assert alone.config.data.batch_size == 3 and set(alone.turns) == {
-        "step",
-        "forward",
-        "forward_backward",
-        "routing",
-        "average",
-    }
-    assert all(len(turns) == 6 and min(turns) > 0 for turns in alone.turns.values())
-    found = parts(alone)
+    monkeypatch.setattr(side_by_side, "TURN_S", 0.001)
+    routed = variants_of([configuration.read(file)])[1]
+    [alone] = measure([routed.again(batch_size=3, parts=True)], rounds=6)
+    jobs = {"step", "forward", "forward_backward", "routing", "average"}
+    assert alone.config.data.batch_size == 3 and set(alone.raw) == jobs
+    assert all(len(raw["turn_s"]) == 6 and min(raw["turn_s"]) > 0 for raw in alone.raw.values())
+    found = parts_of(alone)
     assert np.allclose(found["forward"] + found["backward"] + found["update"], alone.step_s("step"))
 
 
 def test_the_inference_command_refuses_what_it_cannot_tell(file, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "TURN_S", 0.001)
+    monkeypatch.setattr(side_by_side, "TURN_S", 0.001)
     words = [str(file), "--mode", "inference", "--batch_sizes", "1,3", "--rounds", "6", "--widest", "1e-6"]
     assert run("bench", words) == 1
     out, err = capsys.readouterr()
     assert out.count("inference on cpu") == 2 and out.count("too noisy to say") == 2 and "\n\ninference" in out
-    assert "tiny routed      3" in out and "tiny routed      1" in out
+    assert all(re.search(rf"^tiny routed +{size} ", out, re.M) for size in (1, 3))
     assert err.startswith("error: too noisy to say for 2 of the figures") and "--rounds" in err
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"rounds": 5}, "rounds: 5 rounds have no 95 % interval"),
+        ({"widest": 0}, "widest: 0 is not"),
+        ({"mode": "inference", "parts": True}, "parts: only training"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(file, asked, said):
+    with pytest.raises(UsageError, match=said):
+        bench([configuration.read(file)], **asked)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--rounds", "5"], "--rounds: 5 rounds have no 95 % interval"),
-        (["--widest", "0"], "--widest: 0 is not"),
-        (["--mode", "inference", "--parts"], "--parts: only training"),
         (["--out", "there/is/none.png"], "--out: there/is/none.png"),
-        (["--batch_sizes", "4,0"], "'4,0' is not a list of batch sizes"),
+        (["--batch_sizes", "4,0"], "argument --batch_sizes: '4,0' is not a list of batch sizes"),
     ],
 )
-def test_what_is_refused_at_once(file, words, said):
-    with pytest.raises(UsageError, match=said):
-        check(options_of(file, *words))
+def test_what_the_command_refuses_at_once(file, words, said, capsys):
+    assert run("bench", [str(file), *words]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
 def test_a_run_without_its_images_is_refused_by_name(file, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The scripts that measure speed (benchmarks/): what they make of hand-made times and profiles, PyTorch's step against ours."""
+"""The scripts that measure speed (benchmarks/): what they make of hand-made times and profiles; PyTorch's step."""
 
 import importlib
 import json
@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from skipvit.cli import exit_code
-from skipvit.measure import bench
-from skipvit.measure.turns import Worker
+from skipvit.measure.bench import variants as side_by_side
+from skipvit.measure.bench.result import BenchResult
+from skipvit.measure.bench.turns import Worker
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = {
@@ -25,7 +26,7 @@ TINY = {
 # A process that PyTorch would work in, and one of ours: they only say how long they took.
 SUBJECT = """
 import sys
-from skipvit.measure.turns import serve
+from skipvit.measure.bench.timed import serve
 
 class Subject:
     def build(self, config, forward, training, data):
@@ -60,7 +61,7 @@ def script(name, monkeypatch):
 def test_pytorch_beside_ours(file, tmp_path, monkeypatch, capsys):
     module, subject = script("against_pytorch", monkeypatch), tmp_path / "subject.py"
     subject.write_text(SUBJECT)
-    for where in (bench, module):
+    for where in (side_by_side, module):
         monkeypatch.setattr(
             where, "Worker", lambda name, words, python: Worker(name, [str(subject), words[-1]], python)
         )
@@ -70,7 +71,7 @@ def test_pytorch_beside_ours(file, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.count("1.20 x (1.20 to 1.20)") == 1 and out.count("1.50 x (1.50 to 1.50)") == 2 and "torch 0.0" in out
     module.main([*words, "--operators"])
-    assert "    75.00  75.0 %     98  aten::mm" in capsys.readouterr().out
+    assert "75.00  75.0 %  98  aten::mm" in capsys.readouterr().out
     module.main([*words, "--json"])
     result = json.loads(capsys.readouterr().out)
     against, ours = result["batches"]
@@ -91,7 +92,7 @@ def test_pytorch_beside_ours(file, tmp_path, monkeypatch, capsys):
         (["--torch_python", "false"], "--torch_python: false has no PyTorch; pip install"),
         (["--optim.accumulate", "2"], "optim.accumulate: the comparison"),
         (["--amp.dtype", "float16"], "amp.dtype: the comparison"),
-        (["--rounds", "2"], "--rounds: 2 rounds"),
+        (["--rounds", "2"], "rounds: 2 rounds"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(file, words, said, monkeypatch, capsys):
@@ -108,13 +109,14 @@ def test_pytorchs_step_is_ours(file, strong, monkeypatch):
     torch = pytest.importorskip("torch", reason="needs the extra `compare`")
     from mindspore import Tensor
 
-    from skipvit import config as configuration
-    from skipvit.measure.synthetic import network_of, random_batch, training_step
+    from skipvit.config import config as configuration
+    from skipvit.engine.build import build_network
+    from skipvit.engine.synthetic import random_batch, training_step
 
     config = configuration.read(file)
     config.model.gelu = "tanh" if strong else "erf"
     theirs = script("pytorch_vit", monkeypatch).PyTorchStep(config.model_dump(mode="json"), strong)
-    network = network_of(config, "cpu", "dense")
+    network = build_network(config, "cpu")
     weights = {name: parameter.asnumpy() for name, parameter in network.parameters_dict().items()}
     rng = np.random.default_rng(0)
     weights["head.weight"] = rng.standard_normal(weights["head.weight"].shape).astype(
@@ -146,65 +148,55 @@ def as_theirs(weights, config):
     return result
 
 
-def measured(words, speedup=1.4):
+def measured(config, speedup=1.4):
     dense = {"step": {"images_per_s": 10.0}, "peak_memory_bytes": 2**30}
-    step = {
-        "images_per_s": 14.0,
-        "speedup": speedup,
-        "speedup_interval": [1.3, 1.5],
-        "efficiency": 0.8 if speedup else None,
-    }
+    share = 0.8 if speedup else None
+    step = {"images_per_s": 14.0, "speedup": speedup, "speedup_interval": [1.3, 1.5], "efficiency": share}
     routed = {"step": step, "peak_memory_bytes": 2**29, "memory_ratio": 0.5, "ideal_speedup": 1.486}
-    return {"batches": [{"variants": [dense, routed]}], "words": words}, None
+    return BenchResult({"batches": [{"variants": [dense, routed]}]})
 
 
 def test_curves_are_measured_once_and_drawn(tmp_path, monkeypatch, capsys):
     module, asked = script("speed_curves", monkeypatch), []
 
-    def ask(words):
-        asked.append(words)
-        return measured(words, None if len(asked) == 1 else 1.4)
+    def ask(configs, rounds, widest):
+        asked.append(configs[0])
+        return measured(configs[0], None if len(asked) == 1 else 1.4)
 
-    monkeypatch.setattr(bench, "measured", ask)
+    monkeypatch.setattr(module, "bench", ask)
     words = ["--curve", "blocks", "--results", str(tmp_path / "r.json"), "--out", str(tmp_path / "c.png")]
     module.main(words)
     out = capsys.readouterr().out
-    assert (
-        len(asked) == 4
-        and "| bypassed blocks 3 | 16 | 10.0 | 14.0 | too noisy to say (1.30 to 1.50) | 1.486 x |  |" in out
-    )
-    assert (
-        "| bypassed blocks 9 | 16 | 10.0 | 14.0 | 1.40 x (1.30 to 1.50) | 1.486 x | 80 % | 1024 | 512 | 0.50 |" in out
-    )
-    assert all(bench.parser().parse_known_args(words)[0].configs for words in asked) and "--data.batch_size" in asked[0]
+    noisy = "| bypassed blocks 3 | 16 | 10.0 | 14.0 | too noisy to say (1.30 to 1.50) | 1.486 x |  |"
+    known = "| bypassed blocks 9 | 16 | 10.0 | 14.0 | 1.40 x (1.30 to 1.50) | 1.486 x | 80 % | 1024 | 512 | 0.50 |"
+    assert len(asked) == 4 and noisy in out and known in out
+    assert all(config.data.batch_size == 16 and config.device == "cpu" for config in asked)
     module.main(words)  # the noisy one again
     assert len(asked) == 5 and asked[4] == asked[0]
     module.main([*words[2:], "--curve", "model"])  # its `small` has been measured
-    assert len(asked) == 7 and {asked[5][4], asked[6][4]} == {"tiny", "base"}
+    assert len(asked) == 7 and {asked[5].model.size, asked[6].model.size} == {"tiny", "base"}
     module.main([*words[2:], "--draw"])
     assert len(asked) == 7 and (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert "network base" in capsys.readouterr().out
 
 
-def test_curves_are_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "words", [["--results", "text"], ["--results", "there/is/none.json"], ["--out", "a.text"], ["--rounds", "3"]]
+)
+def test_curves_are_refused_before_anything_is_measured(words, tmp_path, monkeypatch, capsys):
     module = script("speed_curves", monkeypatch)
     (tmp_path / "text").write_text("no json")
-    for words in (["--results", "text"], ["--results", "there/is/none.json"], ["--out", "a.text"], ["--rounds", "3"]):
-        monkeypatch.chdir(tmp_path)
-        assert exit_code(lambda: module.main(words)) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: {words[0]}: {words[1]}")
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(lambda: module.main(words)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{words[0].strip('-')}: {words[1]}" in line
 
 
 def test_ideals_of_the_curves(monkeypatch):
     module = script("speed_curves", monkeypatch)
     ratios = [module.ideal_memory(module.Point(blocks=blocks)) for blocks in (3, 5, 7, 9)]
     assert ratios == sorted(ratios, reverse=True) and all(0.4 < ratio < 1 for ratio in ratios)
-    configs = [
-        bench.configuration.from_words(bench.parser(), p.words(), lambda o: o.configs[0])[0]
-        for _, points in module.CURVES.values()
-        for p in points.values()
-    ]
+    configs = [point.config() for _, points in module.CURVES.values() for point in points.values()]
     assert all(sum(span.end - span.start for span in config.spans()) in (3, 5, 7, 9) for config in configs)
 
 

@@ -95,8 +95,8 @@ def test_warm_up_counts_in_the_gain_of_the_run():
 
 
 def test_memory_is_that_of_a_count_by_hand():
-    """Korthikanti et al. (arXiv 2205.05198): a float16 layer keeps 34 N d + 5 h N^2 bytes with dropout and float16 norms; without
-    its dropout masks (2 N d + h N^2) and dropped maps (2 h N^2) 32 N d + 2 h N^2."""
+    """Korthikanti et al. (arXiv 2205.05198): a float16 layer keeps 34 N d + 5 h N^2 bytes with dropout and float16
+    norms; without its dropout masks (2 N d + h N^2) and dropped maps (2 h N^2) 32 N d + 2 h N^2."""
     size, n = Size(384, 12, 6), 197
     ours = block_activations(Sequence(n, n), size, compute=2)
     norms, maps = 2 * 2 * n * 384, 4 * 6 * n**2  # float32 instead of float16: norms' inputs, softmax

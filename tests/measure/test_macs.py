@@ -18,7 +18,8 @@ def test_dense_forward_has_the_published_macs(size):
     assert abs(forward_macs(SIZES[size], 16, 196, 1000) / 1e9 - published) <= digits
 
 
-# Bypassed blocks -> GMACs of ViT-S/16 with 88 of 196 patches kept: hand arithmetic, 378.38 M a full block, 163.58 M a short one.
+# Bypassed blocks -> GMACs of ViT-S/16 with 88 of 196 patches kept: hand arithmetic, 378.38 M a full block, 163.58 M a
+# short one.
 @pytest.mark.parametrize(("start", "end", "gmacs"), [(4, 5, 4.384), (4, 7, 3.954), (4, 11, 3.095), (1, 11, 2.451)])
 def test_skipvit_macs(start, end, gmacs):
     spans = resolve([Route(start, end, 0.45)], 12, 196)

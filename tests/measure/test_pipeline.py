@@ -1,4 +1,5 @@
-"""`skipvit pipeline`: what is measured, against a source that counts and clocks that are set, and the command as a whole."""
+"""`skipvit pipeline`: what is measured, against a source that counts and clocks that are set, and the command as a
+whole."""
 
 import json
 import threading

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from skipvit.measure.timing import Estimate, efficiency, estimate, speedup, spread
+from skipvit.measure.bench.timing import Estimate, efficiency, estimate, speedup
 
-# Ranks of the usual tables of distribution-free 95 % intervals for a median (W. J. Conover, Practical Nonparametric Statistics).
+# Ranks of the usual tables of distribution-free 95 % intervals for a median (W. J. Conover, Practical Nonparametric
+# Statistics).
 RANKS = [(6, 1, 6), (8, 1, 8), (9, 2, 8), (10, 2, 9), (15, 4, 12), (20, 6, 15), (25, 8, 18)]
 
 
@@ -40,7 +41,3 @@ def test_efficiency_is_a_share_of_the_gain():
     assert efficiency(1.48, 1.6) == pytest.approx(0.8)
     assert efficiency(1.0, 1.6) == 0
     assert efficiency(0.9, 1.0) is None
-
-
-def test_spread_is_the_interquartile_range():
-    assert spread(np.array([4, 1, 3, 2, 100.0])) == 2

@@ -22,7 +22,7 @@ from skipvit.data.pipeline import Shard
 from skipvit.engine import distributed
 from skipvit.engine.build import build_mixer, build_network, build_optimizer, build_state
 from skipvit.engine.step import EvalStep, TrainingLoss, TrainStep
-from skipvit.measure.synthetic import UPDATES_PER_EPOCH, random_batch
+from skipvit.engine.synthetic import UPDATES_PER_EPOCH, random_batch
 from skipvit.util import compat
 from skipvit.util.errors import RunError, UsageError
 

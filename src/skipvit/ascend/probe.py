@@ -101,7 +101,7 @@ def train_a_step(device: str) -> dict:
     from skipvit.engine import distributed
     from skipvit.engine.build import build_network
     from skipvit.engine.state import REPORT
-    from skipvit.measure.synthetic import random_batch, training_step
+    from skipvit.engine.synthetic import random_batch, training_step
 
     chosen, _ = distributed.start(device)
     config = _tiny_run()

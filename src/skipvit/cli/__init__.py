@@ -25,7 +25,7 @@ COMMANDS = {
     "sweep": ("skipvit.lab.sweep", "train all runs of a plan: methods x grids x seeds, resumable"),
     "report": ("skipvit.lab.report", "what a sweep showed: one HTML page, Markdown, figures"),
     "pipeline": ("skipvit.measure.pipeline", "time the data pipeline alone: images a second and cores a device needs"),
-    "bench": ("skipvit.measure.bench", "time training or inference of several configs side by side"),
+    "bench": ("skipvit.cli.bench", "time training or inference of several configs side by side"),
     "cost": (
         "skipvit.measure.cost",
         "parameters, multiply-accumulates, memory and ideal gain of a config, by arithmetic",

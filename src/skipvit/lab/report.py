@@ -13,7 +13,7 @@ from skipvit.lab.page import to_html, to_markdown
 from skipvit.lab.report_blocks import blocks
 from skipvit.lab.report_runs import Sweep, read_sweep
 from skipvit.lab.sweep import claimed
-from skipvit.measure.timing import FEWEST_ROUNDS
+from skipvit.measure.bench.timing import FEWEST_ROUNDS
 from skipvit.util.files import make_folder
 from skipvit.util.errors import UsageError
 
@@ -69,7 +69,6 @@ def main(words: list[str]) -> None:
     out = Path(options.out or sweep.folder / "report")
     make_folder(out, "report's folder", "--out")
     if options.bench:
-        options.mode = "training"
         with claimed(sweep.folder):  # beside a running sweep nothing can be timed
             report_bench.measure(sweep, options)
     if options.weights:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from skipvit.config.config import Config
 from skipvit.config.groups import OptimConfig
 from skipvit.lab.report_runs import Sweep, Variant
-from skipvit.measure import bench
-from skipvit.measure.bench_report import report
+from skipvit.measure.bench import variants as bench
+from skipvit.measure.bench.result import compared
 from skipvit.util.cores import cores
 
 AT_ONCE = 5  # routed forwards in one interleaved run, beside the dense one: each is a process that holds its memory
@@ -66,9 +66,9 @@ def measure(sweep: Sweep, options: argparse.Namespace) -> None:
         routed = [variant for variant in variants if variant.config.routes]
         for first in range(0, max(1, len(routed)), AT_ONCE):
             chosen = routed[first : first + AT_ONCE]
-            base = bench.Variant("dense", "", variants[0].config, "dense", ("step",))
-            others = [bench.Variant(variant.label, "", variant.config, "routed", ("step",)) for variant in chosen]
-            rows = report(bench.measure([base, *others], options), [], options.widest)
+            base = bench.Variant("dense", variants[0].config, "dense")
+            others = [bench.Variant(variant.label, variant.config, "routed") for variant in chosen]
+            rows = compared(bench.measure([base, *others], options.rounds), [], options.widest)
             steps = [step_of(variant.config, True) for variant in chosen]
             found["groups"].append({"network": network, "steps": steps, **rows})
             (sweep.folder / FILE).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")

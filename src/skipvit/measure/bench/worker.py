@@ -1,4 +1,4 @@
-"""One variant of `skipvit bench` in a process of its own: builds it, and runs some steps whenever it is asked."""
+"""One variant in a process of its own: builds it, and runs some steps whenever it is asked."""
 
 from __future__ import annotations
 
@@ -13,35 +13,34 @@ from mindspore import Tensor
 from skipvit.config.config import Config
 from skipvit.data.pipeline import Batch, Batches
 from skipvit.engine import distributed
-from skipvit.engine.build import batches_of, open_source, uses_float16
+from skipvit.engine.build import batches_of, build_network, open_source, uses_float16
 from skipvit.engine.step import EvalStep, TrainStep
-from skipvit.measure.bench_parts import Averaging, ForwardBackward, Routing, routing_inputs
-from skipvit.measure.synthetic import Forward, network_of, random_batch, training_step
-from skipvit.measure.timed import Timed
-from skipvit.measure.turns import serve
+from skipvit.engine.synthetic import random_batch, training_step
+from skipvit.measure.bench.parts import Averaging, ForwardBackward, Routing, routing_inputs
+from skipvit.measure.bench.timed import Timed, serve
 
 
 class Bench(Timed):
     """A config's forward, in training or in inference, and what of it can be timed, by name.
 
-    `step`: the whole step on one batch that stays in memory. Of training also: `with_data`, the step fed by the config's own
-    images; `forward` and `forward_backward`; `routing`, the routers alone, forward and backward; `average`, of the weights.
+    `step`: the whole step on one batch that stays in memory. Of training also: `with_data`, the step fed by the
+    config's own images; `forward` and `forward_backward`; `routing`, the routers alone, forward and backward;
+    `average`, of the weights.
     """
 
-    def build(self, values: dict[str, Any], forward: Forward, training: bool, data: bool) -> str:
+    def build(self, values: dict[str, Any], forward: str, training: bool, data: bool) -> str:
         """Build a config's network and a batch, and open its own images if they are needed; returns the device."""
         config = Config(**values)
-        self.config, self.routed = config, forward == "routed"
+        self.config, self.routed = config, forward != "dense"
         self.warm_up *= config.optim.accumulate
         self.device, _ = distributed.start(config.device, config.deterministic)
         self.source = open_source(config, "train") if data else None
-        self.begin()
-        network = network_of(config, self.device, forward)
-        self.batch = random_batch(config, getattr(network, "noise_width", 1))
+        self.base = self.memory()
+        self.network = build_network(config, self.device)
+        self.batch = random_batch(config, self.network.noise_width)
         self.train: TrainStep | None = None
         if training:
-            self.train = training_step(config, self.device, network, self.routed)
-        self.network = network
+            self.train = training_step(config, self.device, self.network, self.routed)
         return self.device
 
     def wait(self, result: Tensor) -> None:

@@ -1,28 +1,15 @@
-"""A run's training step and a batch of random images: for tools that need no data set."""
+"""A run's training step and a batch of random images: for what needs no data set."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import numpy as np
 from mindspore import Tensor, nn
 
 from skipvit.config.config import Config
-from skipvit.engine.build import build_mixer, build_network, build_optimizer, build_state
+from skipvit.engine.build import build_mixer, build_optimizer, build_state
 from skipvit.engine.step import TrainingLoss, TrainStep
-from skipvit.measure.plain_vit import PlainViT
 
 UPDATES_PER_EPOCH = 100  # only shapes the learning rate, which costs no time
-
-Forward = Literal["dense", "routed", "plain"]
-
-
-def network_of(config: Config, device: str, forward: Forward) -> nn.Cell:
-    """A config's network; `plain`: the textbook ViT of the same size."""
-    if forward != "plain":
-        return build_network(config, device)
-    model = config.model
-    return PlainViT(model.shape(), model.image_size, model.patch, model.num_classes)
 
 
 def training_step(config: Config, device: str, network: nn.Cell, routed: bool) -> TrainStep:
@@ -36,7 +23,7 @@ def random_batch(config: Config, noise_width: int) -> tuple[Tensor, Tensor, Tens
     """What a training step takes, `data.batch_size` images of no mixing.
 
     Returns:
-        images uint8 (B, S, S, 3), labels int32 (B,), noise float32 (B, noise_width), numbers of the mixing float32 (6,).
+        images uint8 (B, S, S, 3), labels int32 (B,), noise float32 (B, noise_width), mixing float32 (6,).
     """
     model, rng = config.model, np.random.default_rng(config.seed)
     batch = config.data.batch_size

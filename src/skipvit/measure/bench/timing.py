@@ -50,9 +50,3 @@ def speedup(baseline: np.ndarray, variant: np.ndarray) -> Estimate:
 def efficiency(measured: float, ideal: float) -> float | None:
     """Measured gain over ideal gain, where a gain is a speed-up less 1; None if the ideal is no gain."""
     return (measured - 1) / (ideal - 1) if ideal > 1.001 else None
-
-
-def spread(values: np.ndarray) -> float:
-    """Interquartile range."""
-    low, high = np.percentile(values, (25, 75))
-    return float(high - low)

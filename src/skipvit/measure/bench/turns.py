@@ -1,12 +1,12 @@
-"""Processes that work one at a time, each in its turn: the parent's end and the child's.
+"""The parent's end of a measurement: processes that work one at a time, each in its turn.
 
-A process that does not have its turn is stopped (SIGSTOP): neither MindSpore's threads, which spin for a while, nor data threads
-that read ahead take processor time from the one that is measured, and a queue of batches is as full as it was left.
+A process that does not have its turn is stopped (SIGSTOP): neither MindSpore's threads, which spin for a while, nor
+data threads that read ahead take processor time from the one that is measured, and a queue of batches is as full as it
+was left.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -14,29 +14,28 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from skipvit.ascend.checks import JOB
-from skipvit.util.errors import RunError, UsageError
+from skipvit.util.errors import RunError
 
 ENDS_WITHIN_S = 10
 
 
 class Worker:
-    """The parent's end of a process that runs `serve`.
+    """A process that runs `timed.serve`.
 
     Args:
         name: what to call it in a message.
-        words: what Python is to run, e.g. ["-m", "skipvit.measure.bench_worker"]; `serve`'s two words are added.
+        words: what Python is to run, e.g. ["-m", "skipvit.measure.bench.worker"]; `serve`'s two words are added.
         python: the interpreter, e.g. of another environment.
     """
 
     def __init__(self, name: str, words: Sequence[str], python: str = sys.executable):
         self.name, self.said = name, tempfile.TemporaryFile()
         self.connection, theirs = Pipe()
-        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
         # A shell that was set up for a distributed job is not to make one process wait for others.
         environment = {key: value for key, value in os.environ.items() if key not in (*JOB, "RANK_TABLE_FILE")}
         self.process = subprocess.Popen(
@@ -89,47 +88,9 @@ class Worker:
         except subprocess.TimeoutExpired:
             return RunError(f"{self.name}: its process does not answer any more")
         if code == -signal.SIGKILL:
-            return RunError(
-                f"{self.name}: its process was killed, most likely for want of memory; use a smaller data.batch_size"
-            )
+            how = "its process was killed, most likely for want of memory; use a smaller data.batch_size"
+            return RunError(f"{self.name}: {how}")
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         self.said.seek(0)
         lines = self.said.read().decode(errors="replace").strip().splitlines() or ["nothing"]
         return RunError(f"{self.name}: its process ended {how}; it printed last: {lines[-1][:300]}")
-
-
-def serve(subject: object, words: list[str]) -> None:
-    """The child's end: call subject's methods as the parent asks and send what they return or raise, until the parent is gone.
-
-    Args:
-        words: the number of the pipe's file and the parent's process.
-    """
-    end_with(int(words[1]))
-    connection = Connection(int(words[0]))
-    connection.send(None)
-    while True:
-        try:
-            method, arguments = connection.recv()
-        except EOFError:
-            return
-        connection.send(_attempt(getattr(subject, method), arguments))
-
-
-def end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however that ends; a stopped process would not notice."""
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit(1)
-
-
-def _attempt(method, arguments: tuple) -> Any:
-    try:
-        return method(*arguments)
-    except (UsageError, RunError) as error:
-        return error
-    except MemoryError:
-        return RunError("not enough memory; use a smaller data.batch_size")
-    except Exception as error:  # whatever it is, the parent says it in one line
-        lines = [line.strip() for line in str(error).splitlines() if line.strip(" -\t")]
-        return RunError((lines or [type(error).__name__])[0][:300])

@@ -1,18 +1,20 @@
-"""An image of what `skipvit bench` measured: speed-ups beside what the MACs allow, and memory."""
+"""An image of what was measured: speed-ups beside what the multiply-accumulates allow, and memory."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 
-def speed_figure(result: dict) -> Figure:
+def speed_figure(values: dict[str, Any]) -> Figure:
     """Bars of each variant's speed-up with its 95 % interval, its ideal, and its peak memory; a row a batch size.
 
     Args:
-        result: as `skipvit bench --json` prints it.
+        values: of a `result.BenchResult`.
     """
-    batches = result["batches"]
+    batches = values["batches"]
     most = max(len(batch["variants"]) for batch in batches)
     figure = Figure(figsize=(11, (1.2 + 0.5 * most) * len(batches)), layout="constrained")
     for batch, (speed, memory) in zip(batches, figure.subplots(len(batches), 2, squeeze=False, sharey="row")):
@@ -23,21 +25,15 @@ def speed_figure(result: dict) -> Figure:
         memory.set_xlabel("peak memory, MiB")
         speed.set_yticks(places, [f"{row['name']}, batch {row['batch_size']}" for row in rows])
         speed.invert_yaxis()  # of both, which share it: the baseline on top
-        speed.set_xlabel(f"{result['mode']} images/s against {batch['baseline']}")
+        speed.set_xlabel(f"{values['mode']} images/s against {batch['baseline']}")
         for axis in (speed, memory):
             axis.grid(axis="x", alpha=0.3)
     return figure
 
 
 def _draw_speed(axis, rows: list[dict], places: np.ndarray) -> None:
-    axis.barh(
-        places + 0.2,
-        [row["ideal_speedup"] for row in rows],
-        0.35,
-        color="none",
-        edgecolor="black",
-        label="ideal (MACs)",
-    )
+    ideals = [row["ideal_speedup"] for row in rows]
+    axis.barh(places + 0.2, ideals, 0.35, color="none", edgecolor="black", label="ideal (MACs)")
     for place, row in zip(places, rows):
         low, high = row["step"].get("speedup_interval", (1, 1))
         value = row["step"].get("speedup", 1)

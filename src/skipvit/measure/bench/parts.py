@@ -50,7 +50,8 @@ class RouteAlone(nn.Cell):
 
 
 class Routing(nn.Cell):
-    """The routers of a network alone, forward and backward, on `routing_inputs`; returns each one's gradient by its tokens."""
+    """The routers of a network alone, forward and backward, on `routing_inputs`; returns each one's gradient by its
+    tokens."""
 
     def __init__(self, network: ViT):
         super().__init__(auto_prefix=False)
@@ -69,8 +70,8 @@ def routing_inputs(network: ViT, batch: int, heads: int, dtype: ms.Type) -> list
     """What `Routing` takes, random, of the shapes that the network's routers see.
 
     Returns:
-        noise float32 (B, noise_width), and for each route in turn q, k, v (B, heads, sequence, d) of the compute dtype, the
-        tokens float32 (B, sequence, D) and the gradients from behind, float32 (B, sequence after the route, D).
+        noise float32 (B, noise_width), and for each route in turn q, k, v (B, heads, sequence, d) of the compute dtype,
+        the tokens float32 (B, sequence, D) and the gradients from behind, float32 (B, sequence after the route, D).
     """
     rng, width = np.random.default_rng(0), network.width
 

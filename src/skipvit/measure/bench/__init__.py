@@ -1,0 +1,1 @@
+"""Throughput of several configurations, measured side by side: `variants.bench`."""
