@@ -19,7 +19,7 @@ from pathlib import Path
 MEASURE = """
 import json, resource, sys, time
 from pathlib import Path
-from skipvit.data.image_folder import open_split
+from skipvit.data.sources.image_folder import open_split
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, start = peak(), time.perf_counter()
 source = open_split(Path(sys.argv[1]), "train", Path(sys.argv[2]) if sys.argv[2:] else None)

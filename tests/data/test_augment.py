@@ -10,19 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
+from skipvit.config.groups import AugmentConfig
 from skipvit.data import augment as module
-from skipvit.data.augment import (
-    OPERATIONS,
-    Augment,
-    BrokenImage,
-    Mix,
-    decode,
-    mix_numbers,
-    training_image,
-    validation_image,
-)
+from skipvit.data import crops, rand_augment
+from skipvit.data.augment import training_image
+from skipvit.data.crops import crop_box, validation_image
+from skipvit.data.decode import BrokenImage, decode
+from skipvit.data.mixing import _cutmix, mix_numbers
+from skipvit.data.rand_augment import OPERATIONS
 
-RESIZED = Augment(crop="random_resized")
+RESIZED = AugmentConfig(crop="random_resized")
 
 
 def noise(*shape, seed=0):
@@ -160,7 +157,7 @@ def test_exif_orientation_is_applied(kind, orientation):
     data = encoded(gradient(48, 32), kind, exif=turned(orientation))
     assert np.array_equal(np.asarray(decode(data)), np.asarray(full(data)))
     assert decode(data).size == ((32, 48) if orientation >= 5 else (48, 32))
-    difference = sample(data, 16, Augment()).astype(int) - np.asarray(
+    difference = sample(data, 16, AugmentConfig()).astype(int) - np.asarray(
         full(data).resize((16, 16), Image.Resampling.BICUBIC)
     )
     assert np.abs(difference).max() <= 2  # Pillow rounds between its two passes, whose order turns
@@ -269,7 +266,7 @@ def test_the_scale_of_decoding_changes_neither_the_crop_nor_its_resolution(monke
     monkeypatch.setattr(Image.Image, "resize", spy)
     for seed in range(12):
         crop = sample(data, 64, RESIZED, seed)
-        box = module._crop_box(*upright.size, (0.08, 1.0), np.random.default_rng(seed))
+        box = crop_box(*upright.size, (0.08, 1.0), np.random.default_rng(seed))
         reference = np.asarray(resize(upright, (64, 64), Image.Resampling.BICUBIC, box))
         assert np.abs(crop.astype(int) - reference).max() <= 4  # a pixel of the file would be 5
     assert all(right - left >= 64 and bottom - top >= 64 for _, (left, top, right, bottom) in used)
@@ -279,10 +276,10 @@ def test_the_scale_of_decoding_changes_neither_the_crop_nor_its_resolution(monke
 def test_without_a_crop_the_whole_image_becomes_the_square():
     data = encoded(gradient(1600, 1200), "JPEG", quality=95, subsampling=0)
     reference = np.asarray(full(data).resize((64, 64), Image.Resampling.BICUBIC))
-    assert np.abs(sample(data, 64, Augment()).astype(int) - reference).max() <= 3
+    assert np.abs(sample(data, 64, AugmentConfig()).astype(int) - reference).max() <= 3
     pixels = noise(20, 30, 3)
     reference = Image.fromarray(pixels).resize((16, 16), Image.Resampling.BICUBIC)
-    assert np.array_equal(sample(pixels, 16, Augment()), np.asarray(reference))
+    assert np.array_equal(sample(pixels, 16, AugmentConfig()), np.asarray(reference))
 
 
 # Crops
@@ -290,7 +287,7 @@ def test_without_a_crop_the_whole_image_becomes_the_square():
 
 def test_crop_boxes_have_the_areas_and_aspects_of_imagenet():
     rng = np.random.default_rng(0)
-    boxes = np.array([module._crop_box(500, 400, (0.08, 1.0), rng) for _ in range(4000)])
+    boxes = np.array([crop_box(500, 400, (0.08, 1.0), rng) for _ in range(4000)])
     left, top, right, bottom = boxes.T
     width, height = right - left, bottom - top
     assert left.min() == top.min() == 0 and right.max() == 500 and bottom.max() == 400
@@ -315,14 +312,12 @@ def test_crop_boxes_have_the_areas_and_aspects_of_imagenet():
 )
 def test_where_no_box_fits_the_centre_is_taken(size, box):
     """All of the area: only an image of an allowed aspect has such a box."""
-    assert module._crop_box(*size, (1.0, 1.0), np.random.default_rng(0)) == box
+    assert crop_box(*size, (1.0, 1.0), np.random.default_rng(0)) == box
 
 
 def test_crop_scale_bounds_the_area():
     rng = np.random.default_rng(0)
-    areas = [
-        (r - left) * (b - t) for left, t, r, b in (module._crop_box(100, 100, (0.2, 0.3), rng) for _ in range(500))
-    ]
+    areas = [(r - left) * (b - t) for left, t, r, b in (crop_box(100, 100, (0.2, 0.3), rng) for _ in range(500))]
     assert 1900 <= min(areas) < 2100 and 2900 < max(areas) <= 3100
 
 
@@ -330,18 +325,18 @@ def test_a_padded_crop_is_every_shift_by_up_to_an_eighth():
     pixels = noise(16, 16, 3) | 1  # no black
     padded = np.pad(pixels, ((2, 2), (2, 2), (0, 0)))
     shifts = {padded[top : top + 16, left : left + 16].tobytes() for top in range(5) for left in range(5)}
-    seen = [sample(pixels, 16, Augment(crop="pad"), seed).tobytes() for seed in range(1000)]
+    seen = [sample(pixels, 16, AugmentConfig(crop="pad"), seed).tobytes() for seed in range(1000)]
     assert set(seen) == shifts
     assert max(seen.count(shift) for shift in shifts) < 80  # 40 on average
 
 
 def test_hflip_mirrors_with_its_probability():
     pixels = noise(8, 8, 3)
-    seen = [sample(pixels, 8, Augment(hflip=0.3), seed) for seed in range(1000)]
+    seen = [sample(pixels, 8, AugmentConfig(hflip=0.3), seed) for seed in range(1000)]
     mirrored = [np.array_equal(image, pixels[:, ::-1]) for image in seen]
     assert all(flip or np.array_equal(image, pixels) for flip, image in zip(mirrored, seen))
     assert abs(np.mean(mirrored) - 0.3) < 0.06
-    assert np.array_equal(sample(pixels, 8, Augment(hflip=1.0)), pixels[:, ::-1])
+    assert np.array_equal(sample(pixels, 8, AugmentConfig(hflip=1.0)), pixels[:, ::-1])
 
 
 # A sample is a function of the generator
@@ -352,7 +347,7 @@ EVERYTHING = {"hflip": 0.5, "rand_augment": 9.0, "color_jitter": 0.4, "random_er
 @pytest.mark.parametrize("crop", ["none", "pad", "random_resized"])
 @pytest.mark.parametrize("data", [encoded(gradient(200, 150), "JPEG"), noise(32, 32, 3)], ids=["file", "array"])
 def test_the_same_generator_makes_the_same_sample(data, crop):
-    augment = Augment(crop=crop, **EVERYTHING)
+    augment = AugmentConfig(crop=crop, **EVERYTHING)
     before = bytes(data)
     first, second = ([sample(data, 32, augment, [3, epoch, 5]) for epoch in range(20)] for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second))
@@ -366,28 +361,28 @@ def test_the_same_generator_makes_the_same_sample(data, crop):
 @pytest.mark.parametrize("crop", ["pad", "random_resized"])
 def test_draws_do_not_depend_on_the_size_of_decoding(monkeypatch, crop):
     """Decoded in full instead of at a quarter: the generator ends in the same state."""
-    data, augment, states = encoded(gradient(640, 480), "JPEG"), Augment(crop=crop, **EVERYTHING), []
+    data, augment, states = encoded(gradient(640, 480), "JPEG"), AugmentConfig(crop=crop, **EVERYTHING), []
     for _ in range(2):
         rngs = [np.random.default_rng(seed) for seed in range(20)]
         for rng in rngs:
             training_image(data, 32, augment, rng)
         states.append([rng.bit_generator.state for rng in rngs])
-        monkeypatch.setattr(module, "_draft", lambda image, smallest: 1)
+        monkeypatch.setattr(crops, "draft", lambda image, smallest: 1)
     assert states[0] == states[1]
 
 
 def test_the_order_is_crop_flip_operations_jitter_erasing(monkeypatch):
     calls = []
-    for name in ("_square", "_rand_augmented", "_jittered", "_erase"):
+    for name in ("square", "rand_augmented", "jittered", "erase"):
 
         def spy(*arguments, name=name, original=getattr(module, name)):
             calls.append(name)
             return original(*arguments)
 
         monkeypatch.setattr(module, name, spy)
-    augment = Augment("random_resized", hflip=1.0, rand_augment=9.0, color_jitter=0.4, random_erasing=1.0)
+    augment = AugmentConfig(crop="random_resized", hflip=1.0, rand_augment=9.0, color_jitter=0.4, random_erasing=1.0)
     sample(encoded(gradient(64, 48), "JPEG"), 16, augment)
-    assert calls == ["_square", "_rand_augmented", "_jittered", "_erase"]
+    assert calls == ["square", "rand_augmented", "jittered", "erase"]
 
 
 # RandAugment
@@ -509,7 +504,7 @@ def record(monkeypatch):
     def noting(name):
         return lambda image, magnitude, rng: calls.append((name, magnitude)) or image
 
-    monkeypatch.setattr(module, "OPERATIONS", {name: noting(name) for name in OPERATIONS})
+    monkeypatch.setattr(rand_augment, "OPERATIONS", {name: noting(name) for name in OPERATIONS})
     return calls
 
 
@@ -517,7 +512,7 @@ def test_operations_are_drawn_evenly_and_applied_half_the_time(record):
     counts, pixels = [], noise(4, 4, 3)
     for seed in range(3000):
         before = len(record)
-        sample(pixels, 4, Augment(rand_augment=9.0), seed)
+        sample(pixels, 4, AugmentConfig(rand_augment=9.0), seed)
         counts.append(len(record) - before)
     assert abs(np.mean(counts) - 1) < 0.05 and abs(np.mean(np.array(counts) == 2) - 0.25) < 0.04
     names = [name for name, _ in record]
@@ -531,12 +526,12 @@ def test_operations_are_drawn_evenly_and_applied_half_the_time(record):
 
 def test_number_spread_and_bounds_of_magnitudes_are_settings(record):
     for seed in range(300):
-        sample(noise(4, 4, 3), 4, Augment(rand_augment=5.0, rand_augment_ops=5, rand_augment_std=0.0), seed)
+        sample(noise(4, 4, 3), 4, AugmentConfig(rand_augment=5.0, rand_augment_ops=5, rand_augment_std=0.0), seed)
     assert {magnitude for _, magnitude in record} == {5.0}
     assert abs(len(record) - 750) < 100
     record.clear()
     for seed in range(300):
-        sample(noise(4, 4, 3), 4, Augment(rand_augment=1.0, rand_augment_std=20.0), seed)
+        sample(noise(4, 4, 3), 4, AugmentConfig(rand_augment=1.0, rand_augment_std=10.0), seed)
     magnitudes = np.array([magnitude for _, magnitude in record])
     assert magnitudes.min() == 0 and magnitudes.max() == 10
 
@@ -558,7 +553,7 @@ def test_color_jitter_draws_factors_and_order(monkeypatch):
 
         monkeypatch.setattr(ImageEnhance, name, Spy)
     for seed in range(600):
-        sample(noise(4, 4, 3), 4, Augment(color_jitter=0.4), seed)
+        sample(noise(4, 4, 3), 4, AugmentConfig(color_jitter=0.4), seed)
     orders = [tuple(name for name, _ in calls[i : i + 3]) for i in range(0, len(calls), 3)]
     assert len(calls) == 1800 and len(set(orders)) == 6 and all(len(set(order)) == 3 for order in orders)
     assert all(60 < orders.count(order) < 145 for order in set(orders))
@@ -571,7 +566,7 @@ def test_color_jitter_draws_factors_and_order(monkeypatch):
 def test_color_jitter_scales_a_grey_image():
     """Only brightness shows on one grey."""
     values = np.array(
-        [sample(np.full((4, 4, 3), 100, np.uint8), 4, Augment(color_jitter=0.4), seed) for seed in range(300)]
+        [sample(np.full((4, 4, 3), 100, np.uint8), 4, AugmentConfig(color_jitter=0.4), seed) for seed in range(300)]
     )
     assert (values == values[:, :1, :1, :1]).all()
     assert 59 <= values.min() <= 62 and 138 <= values.max() <= 141
@@ -589,7 +584,7 @@ def erased(size, augment, seeds):
 
 
 def test_random_erasing_fills_a_rectangle_with_imagenets_noise():
-    boxes, values = zip(*erased(64, Augment(random_erasing=1.0), range(600)))
+    boxes, values = zip(*erased(64, AugmentConfig(random_erasing=1.0), range(600)))
     assert len(boxes) > 595
     top, bottom, left, right = np.array(boxes).T
     height, width = bottom - top, right - left
@@ -611,7 +606,7 @@ def test_random_erasing_fills_a_rectangle_with_imagenets_noise():
 
 
 def test_random_erasing_has_its_probability_and_leaves_the_rest():
-    boxes = list(erased(32, Augment(random_erasing=0.25), range(1200)))
+    boxes = list(erased(32, AugmentConfig(random_erasing=0.25), range(1200)))
     assert abs(len(boxes) / 1200 - 0.25) < 0.05
 
 
@@ -664,7 +659,7 @@ def test_validation_of_a_square_of_the_size_is_itself():
 
 
 def mixed(count=4000, size=32, **settings):
-    numbers = [mix_numbers(Mix(**settings), size, np.random.default_rng(seed)) for seed in range(count)]
+    numbers = [mix_numbers(AugmentConfig(**settings), size, np.random.default_rng(seed)) for seed in range(count)]
     assert all(row.dtype == np.float32 and row.shape == (6,) for row in numbers)
     return np.array(numbers)
 
@@ -674,7 +669,7 @@ UNMIXED = (1, 0, 0, 0, 0, 1)
 
 def test_no_mixing():
     assert (mixed(20) == UNMIXED).all()
-    assert (mixed(20, mixup=0.8, cutmix=1.0, prob=0.0) == UNMIXED).all()
+    assert (mixed(20, mixup=0.8, cutmix=1.0, mix_prob=0.0) == UNMIXED).all()
 
 
 def test_mixup_weighs_pixels_and_targets_alike():
@@ -703,15 +698,15 @@ def test_the_side_of_a_cutmix_box_is_the_root_of_the_share():
     """Beta(1, 1) is uniform: P(side <= s) = (s / size)^2, for boxes that the edge does not cut."""
     rng = np.random.default_rng(0)
     for weight in (0.0, 0.36, 0.75, 0.9999, 1.0):
-        sides = [module._cutmix(weight, 100, rng) for _ in range(300)]
+        sides = [_cutmix(weight, 100, rng) for _ in range(300)]
         assert max(bottom - top for _, top, bottom, *_ in sides) == int(100 * math.sqrt(1 - weight))
 
 
 def test_probabilities_of_mixing_and_of_cutmix():
-    numbers = mixed(mixup=0.8, cutmix=1.0, prob=0.6, switch_prob=0.3)
+    numbers = mixed(mixup=0.8, cutmix=1.0, mix_prob=0.6, mix_switch_prob=0.3)
     unmixed = (numbers == UNMIXED).all(1)  # or a CutMix box of no area, about one of 1000
     by_mixup = numbers[:, 0] < 1
     assert abs(unmixed.mean() - 0.4) < 0.03
     assert abs(by_mixup.mean() - 0.6 * 0.7) < 0.03
-    assert (mixed(50, mixup=0.8, switch_prob=1.0)[:, 0] < 1).all()
-    assert (mixed(50, cutmix=1.0, switch_prob=0.0)[:, 0] == 1).all()
+    assert (mixed(50, mixup=0.8, mix_switch_prob=1.0)[:, 0] < 1).all()
+    assert (mixed(50, cutmix=1.0, mix_switch_prob=0.0)[:, 0] == 1).all()

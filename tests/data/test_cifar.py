@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from skipvit.data.cifar import open_cifar
+from skipvit.data.sources.cifar import open_cifar
 from skipvit.util.errors import RunError, UsageError
 
 NAMES = {

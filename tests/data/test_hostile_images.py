@@ -13,10 +13,13 @@ from PIL import Image, ImageOps
 
 from skipvit.cli import run
 from skipvit.config import config as configuration
-from skipvit.data.augment import Augment, decode
-from skipvit.data.image_folder import open_split
-from skipvit.data.pipeline import Batches, Broken, Subset
-from skipvit.engine.build import batches_of, open_source
+from skipvit.config.groups import AugmentConfig
+from skipvit.data.batches import Batches
+from skipvit.data.broken import Broken
+from skipvit.data.decode import decode
+from skipvit.data.open import batches_of, open_source
+from skipvit.data.sources.arrays import Subset
+from skipvit.data.sources.image_folder import open_split
 from support.hostile import encoded, hostile, reason_to_fail, scene, unusual
 
 pytestmark = pytest.mark.filterwarnings(
@@ -140,7 +143,7 @@ def test_training_sees_every_good_image_once_and_others_in_place_of_the_broken_o
     assert len(source) == IMAGES
     numbered = Subset(source, list(range(IMAGES)))
     numbered.labels = np.arange(IMAGES, dtype=np.int32)  # the label says which image it is
-    augment, broken = Augment("random_resized"), Broken(IMAGES, 0.5)
+    augment, broken = AugmentConfig(crop="random_resized"), Broken(IMAGES, 0.5)
     batches = Batches(numbered, 16, 32, 1, True, seed=0, augment=augment, workers=2, broken=broken)
     seen = np.concatenate([labels for _, labels, _, _ in batches])
     bad = np.array([source.name(i) in data[1]["train"] for i in range(IMAGES)])

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skipvit.data import image_folder
-from skipvit.data.image_folder import open_split, refuse_other_classes
+from skipvit.data.open import refuse_other_classes
+from skipvit.data.sources import image_folder
+from skipvit.data.sources.image_folder import open_split
 from skipvit.util.errors import RunError, UsageError
 
 IMAGES = {

@@ -1,4 +1,4 @@
-"""MindRecord files against the folder they are made from, and as MindSpore's own readers see them; interrupted conversions."""
+"""MindRecord files against their folder, and as MindSpore's own readers see them; interrupted conversions."""
 
 import json
 import os
@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from mindspore.mindrecord import FileReader
 
-from skipvit.data import mindrecord_writer as tool
-from skipvit.data.mindrecord import open_mindrecord
-from skipvit.data.mindrecord_writer import main
+from skipvit.data.sources import mindrecord_writer as tool
+from skipvit.data.sources.mindrecord import open_mindrecord
+from skipvit.data.sources.mindrecord_writer import main
 from skipvit.util.errors import RunError, UsageError
 
 MEGA = 1 << 20
@@ -252,7 +252,7 @@ def test_sigkill_and_resume(tmp_path):
         tmp_path / "out",
         [str(tmp_path / "in"), str(tmp_path / "out"), "--split", "train", "--shard_size", "12"],
     )
-    code = f"from skipvit.data.mindrecord_writer import main; main({words!r})"
+    code = f"from skipvit.data.sources.mindrecord_writer import main; main({words!r})"
     process = subprocess.Popen([sys.executable, "-c", code])
     limit = time.monotonic() + 60
     while len(list(out.glob("train_*.db"))) < 3 and time.monotonic() < limit:

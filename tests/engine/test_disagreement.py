@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from skipvit.data.pipeline import Shard
+from skipvit.data.order import Shard
 from skipvit.engine import distributed
 from skipvit.util.errors import RunError
 

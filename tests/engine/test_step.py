@@ -108,7 +108,7 @@ def log_softmax(logits):
 
 
 def mixed_images(images, mix):
-    """The images one by one, as `data.augment.mix_numbers` says, and normalised."""
+    """The images one by one, as `data.mixing.mix_numbers` says, and normalised."""
     weight, top, bottom, left, right, _ = mix.astype(np.float64)
     result = []
     for mine, other in zip(images.astype(np.float64), images[::-1].astype(np.float64)):

@@ -11,7 +11,7 @@ from test_vit import random_parameters
 from skipvit.cli import run
 from skipvit.config import config as configuration
 from skipvit.config.config import Config
-from skipvit.data.builtin import generate
+from skipvit.data.sources.shapes import generate
 from skipvit.engine import checkpoint
 from skipvit.engine.build import build_network
 from skipvit.engine.checkpoint import Position

@@ -8,13 +8,15 @@ from PIL import Image
 
 from skipvit.cli import run
 from skipvit.config import config as configuration
-from skipvit.data.builtin import generate
-from skipvit.engine.build import batches_of, open_source
+from skipvit.data.broken import Bad
+from skipvit.data.open import batches_of, open_source, prepared
+from skipvit.data.sources.files import Files, find_images
+from skipvit.data.sources.shapes import generate
 from skipvit.insight.figures import attention_heat, dim_bypassed, prediction_figure
 from skipvit.insight.predict import attention_of, parser, predict
 from skipvit.routing.routing import Route, resolve
 from skipvit.runs.run_folder import RunFolder
-from skipvit.weights.trained import Bad, Files, batches, class_names, find_images, load
+from skipvit.weights.trained import class_names, load
 from support.hostile import encoded, flipped, reason_to_fail, scene, unusual
 from support.reference import forward
 
@@ -168,7 +170,7 @@ def test_images_are_prepared_as_for_validation(tiny, shapes):
     """Saved as files, validation images are pixel by pixel what validation sees, whole for the built-in ones."""
     config = configuration.read(tiny[0] / "config.yaml")
     ((expected, *_),) = list(batches_of(config, open_source(config, "val"), 1, False, batch_size=70)())
-    ((good, found),) = list(batches(config, Files(shapes[0]), 10, Bad({})))
+    ((good, found),) = list(prepared(config, Files(shapes[0]), 10, Bad({})))
     assert good == list(range(10)) and np.array_equal(found, expected[:10])
 
 
@@ -180,7 +182,7 @@ def test_large_images_are_cropped_as_for_validation(tiny, tmp_path):
     Image.fromarray(scene(np.random.default_rng(0), 100)).save(tmp_path / "val" / "a" / "0.png")
     source = open_source(config.model_copy(update={"model": config.model.model_copy(update={"num_classes": 1})}), "val")
     ((expected, *_),) = list(batches_of(config, source, 1, False, batch_size=1)())
-    ((_, found),) = list(batches(config, Files([str(tmp_path / "val" / "a" / "0.png")]), 1, Bad({})))
+    ((_, found),) = list(prepared(config, Files([str(tmp_path / "val" / "a" / "0.png")]), 1, Bad({})))
     assert np.array_equal(found, expected)
 
 

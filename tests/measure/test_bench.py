@@ -157,7 +157,8 @@ def test_which_forwards_are_compared(file):
 def test_a_turn_has_whole_updates_and_a_batch_of_each_thread(file, monkeypatch):
     monkeypatch.setattr(side_by_side, "TURN_S", 0.3)
     config = configuration.read(file)
-    config.data.workers, config.optim.accumulate = 9, 4
+    data, optim = config.data.model_copy(update={"workers": 9}), config.optim.model_copy(update={"accumulate": 4})
+    config = config.model_copy(update={"data": data, "optim": optim})
     assert steps_of_a_turn("step", 0.06, config, training=True) == 8
     assert steps_of_a_turn("with_data", 0.06, config, training=True) == 12
     assert steps_of_a_turn("step", 9.0, config, training=False) == 1

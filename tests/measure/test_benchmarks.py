@@ -114,7 +114,8 @@ def test_pytorchs_step_is_ours(file, strong, monkeypatch):
     from skipvit.engine.synthetic import random_batch, training_step
 
     config = configuration.read(file)
-    config.model.gelu = "tanh" if strong else "erf"
+    model = config.model.model_copy(update={"gelu": "tanh" if strong else "erf"})
+    config = config.model_copy(update={"model": model})
     theirs = script("pytorch_vit", monkeypatch).PyTorchStep(config.model_dump(mode="json"), strong)
     network = build_network(config, "cpu")
     weights = {name: parameter.asnumpy() for name, parameter in network.parameters_dict().items()}

@@ -1,5 +1,4 @@
-"""`skipvit pipeline`: what is measured, against a source that counts and clocks that are set, and the command as a
-whole."""
+"""`skipvit pipeline`: what is measured, against a source that counts and clocks that are set; the whole command."""
 
 import json
 import threading
@@ -12,7 +11,7 @@ from PIL import Image
 
 from skipvit.cli import COMMANDS, run
 from skipvit.config import config as configuration
-from skipvit.data.augment import Augment
+from skipvit.config.groups import AugmentConfig
 from skipvit.measure import pipeline as tool
 from skipvit.measure.pipeline import Setting, as_text, main, measure, report, thread_counts
 from skipvit.util.errors import RunError, UsageError
@@ -95,11 +94,11 @@ def test_processor_time_is_that_of_the_work(folder, monkeypatch):
     def image(data, size, augment, rng):
         assert augment.crop == "random_resized"
         with clock[1]:
-            clock[0] += 0.25 if augment == Augment("random_resized") else 1.0
+            clock[0] += 0.25 if augment == AugmentConfig(crop="random_resized") else 1.0
         time.sleep(0.001)
         return np.zeros((size, size, 3), np.uint8)
 
-    monkeypatch.setattr("skipvit.data.pipeline.training_image", image)
+    monkeypatch.setattr("skipvit.data.batches.training_image", image)
     monkeypatch.setattr(tool.time, "process_time", lambda: clock[0])
     config = configuration.read(folder / "run.yaml")
     settings = measure(config, Slow(), [1, 2], 0.1)
@@ -124,7 +123,7 @@ def test_the_report_counts_cores_at_the_most_threads():
     )
     assert as_text(result).splitlines() == [
         "100 images, made 224 x 224 in batches of 128",
-        "threads  images/s  against one  CPU ms an image  images/s a core",
+        "threads    images/s  against one   CPU ms an image    images/s a core",
         "      1        50.0       1.00 x             10.00              100.0",
         "      2        80.0       1.60 x             20.00               50.0",
         "reading, decoding and cropping: 90 % of the CPU time; augmenting: 10 %",

@@ -43,7 +43,7 @@ def main() -> None:
     optimizer = AdamW(network.trainable_params(), np.full(steps, 1e-3), 0.9, 0.999, 1e-3, 0.05)
     state = TrainingState(optimizer.parameters, ema_decay=0.9, loss_scale=1024.0)
     average = distributed.gradient_average(optimizer.parameters, shard)
-    step = TrainStep(Factor(TrainingLoss(network, True, 0.1)), optimizer, state, 1.0, average, shard.count)
+    step = TrainStep(Factor(TrainingLoss(network, True, 0.1)), optimizer, state, 1.0, average, shard.world_size)
     rng = np.random.default_rng(shard.rank)  # every rank has images of its own
     reports = []
     for number in range(steps):

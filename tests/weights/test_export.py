@@ -15,7 +15,7 @@ from PIL import Image
 
 from skipvit.cli import run
 from skipvit.config import config as configuration
-from skipvit.data.builtin import generate
+from skipvit.data.sources.shapes import generate
 from skipvit.routing.routing import Route
 from skipvit.util.errors import RunError
 from skipvit.weights import agreement, card, convert, export, onnx_graph

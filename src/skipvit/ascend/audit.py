@@ -18,7 +18,7 @@ from tqdm import tqdm
 from skipvit.ascend.operators import UNITS, Operator, Verdict, judge, operators, table
 from skipvit.config import config as configuration
 from skipvit.config.config import Config
-from skipvit.data.pipeline import Shard
+from skipvit.data.order import Shard
 from skipvit.engine import distributed
 from skipvit.engine.build import build_mixer, build_network, build_optimizer, build_state
 from skipvit.engine.step import EvalStep, TrainingLoss, TrainStep

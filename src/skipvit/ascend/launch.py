@@ -18,7 +18,7 @@ from skipvit.ascend.checks import JOB
 from skipvit.ascend.rank_table import Device, devices_of
 from skipvit.cli import eval as evaluate
 from skipvit.config import config as configuration
-from skipvit.data.pipeline import Shard
+from skipvit.data.order import Shard
 from skipvit.engine import distributed, train
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.processes import LAUNCHER, Job, adopt_orphans, end, members, refuse_missing

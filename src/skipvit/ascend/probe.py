@@ -83,7 +83,7 @@ def _tiny_run():
 
 def read_dataset() -> dict:
     """Take an epoch of images through the training pipeline and MindSpore's data engine."""
-    from skipvit.engine.build import batches_of, open_source
+    from skipvit.data.open import batches_of, open_source
 
     config = _tiny_run()
     batches = batches_of(config, open_source(config, "train"), 1, training=True)()
@@ -127,8 +127,8 @@ def train_a_step(device: str) -> dict:
 def read_run(words: list[str]) -> dict:
     """Read a run's configuration, open its data, decode a few images; how large its checkpoints will be."""
     from skipvit import config as configuration
-    from skipvit.data.pipeline import Shard, training_steps
-    from skipvit.engine.build import open_source
+    from skipvit.data.open import open_source
+    from skipvit.data.order import Shard, training_steps
 
     parser = configuration.OneLineParser(prog="skipvit doctor")
     parser.add_argument("--config")
@@ -144,7 +144,8 @@ def read_run(words: list[str]) -> dict:
 
 
 def _decode(config, source, i: int, result: dict) -> None:
-    from skipvit.data.augment import BrokenImage, validation_image
+    from skipvit.data.crops import validation_image
+    from skipvit.data.decode import BrokenImage
     from skipvit.util.errors import DamagedRecord
 
     try:

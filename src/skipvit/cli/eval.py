@@ -7,9 +7,10 @@ from pathlib import Path
 
 from skipvit.config import config as configuration
 from skipvit.config.config import Config
-from skipvit.data.pipeline import Shard
+from skipvit.data.open import batches_of, open_source
+from skipvit.data.order import Shard
 from skipvit.engine import checkpoint, distributed
-from skipvit.engine.build import batches_of, build_network, open_source
+from skipvit.engine.build import build_network
 from skipvit.engine.evaluate import evaluate
 from skipvit.engine.step import EvalStep
 from skipvit.runs.run_folder import FORWARDS

@@ -11,14 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from skipvit.data.augment import Augment, Mix
 from skipvit.models.sizes import SIZES, Size, SizeName
 
 MOST_ACCUMULATION = 1024
 
 
 class Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelConfig(Group):
@@ -147,21 +146,6 @@ class AugmentConfig(Group):
     """share of the batches that are mixed, where mixup or CutMix is on"""
     mix_switch_prob: float = Field(0.5, ge=0, le=1)
     """share of mixed batches that use CutMix, where both are on"""
-
-    def images(self) -> Augment:
-        return Augment(
-            self.crop,
-            (self.crop_min, 1.0),
-            self.hflip,
-            self.rand_augment,
-            self.rand_augment_ops,
-            self.rand_augment_std,
-            self.color_jitter,
-            self.random_erasing,
-        )
-
-    def mix(self) -> Mix:
-        return Mix(self.mixup, self.cutmix, self.mix_prob, self.mix_switch_prob)
 
     @property
     def mixes(self) -> bool:

@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, communication, device_context, nn, ops
 
-from skipvit.data.pipeline import Shard
+from skipvit.data.order import Shard
 from skipvit.util import processes
 from skipvit.util.errors import RunError, UsageError
 
@@ -56,9 +56,9 @@ def start(device: str, deterministic: bool = False) -> tuple[str, Shard]:
 
 def gradient_average(parameters, shard: Shard) -> nn.Cell | None:
     """A cell that averages gradients over the devices; None on one device."""
-    if shard.count == 1:
+    if shard.world_size == 1:
         return None
-    return nn.DistributedGradReducer(parameters, mean=True, degree=shard.count)
+    return nn.DistributedGradReducer(parameters, mean=True, degree=shard.world_size)
 
 
 class AllSum(nn.Cell):
@@ -86,7 +86,7 @@ def refuse_disagreement(numbers: dict[str, int], shard: Shard) -> None:
     """
     # Parts of 11 bits: their float32 sums are exact on up to 8192 devices.
     mine = np.array([[value >> 22, value >> 11 & 0x7FF, value & 0x7FF] for value in numbers.values()], np.float64)
-    same = (sum_over_devices(mine, shard) == shard.count * mine).all(1)
+    same = (sum_over_devices(mine, shard) == shard.world_size * mine).all(1)
     for name, agrees in zip(numbers, same):
         if not agrees:
             raise RunError(f"the devices do not have the same {name} (noticed by device {shard.rank})")
@@ -94,6 +94,6 @@ def refuse_disagreement(numbers: dict[str, int], shard: Shard) -> None:
 
 def sum_over_devices(values: np.ndarray, shard: Shard) -> np.ndarray:
     """Sum of a float64 array over all devices, on every device (in float32: counts are exact up to 2^24)."""
-    if shard.count == 1:
+    if shard.world_size == 1:
         return values
     return _all_sum()(Tensor(values.astype(np.float32))).asnumpy().astype(np.float64)

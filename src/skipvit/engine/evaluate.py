@@ -10,7 +10,8 @@ import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
-from skipvit.data.pipeline import Batches, Shard
+from skipvit.data.batches import Batches
+from skipvit.data.order import Shard
 from skipvit.engine.distributed import sum_over_devices
 from skipvit.engine.step import EvalStep
 from skipvit.util.errors import RunError, Stopped
@@ -61,5 +62,5 @@ def evaluate(
     loss, top1, top5, count = sum_over_devices(sums, shard)
     if not count:
         raise RunError("no image of the validation set can be decoded")
-    speed = timed * shard.count / elapsed if timed else 0.0
+    speed = timed * shard.world_size / elapsed if timed else 0.0
     return Scores(100 * top1 / count, 100 * top5 / count, loss / count, int(count), speed)

@@ -13,7 +13,8 @@ from mindspore import nn
 from mindspore.train import Callback, Model
 from tqdm import tqdm
 
-from skipvit.data.pipeline import Batches, Shard
+from skipvit.data.batches import Batches
+from skipvit.data.order import Shard
 from skipvit.engine import checkpoint
 from skipvit.engine.checkpoint import Position
 from skipvit.engine.distributed import gradient_average, sum_over_devices
@@ -39,7 +40,7 @@ class Plan:
         train_batches: makes the training data from an epoch and a step in it on.
         val_batches: the validation data.
         best: the forward whose top-1 decides about the best checkpoint.
-        fingerprint: of the training images, see `data.pipeline.fingerprint`.
+        fingerprint: of the training images, see `data.open.fingerprint`.
         sink: MindSpore's data sink.
         mixer, clip_norm, label_smoothing and the others: see the configuration.
     """
@@ -70,7 +71,7 @@ class StepWatch(Callback):
         super().__init__()
         self.trainer, self.phase, self.batches = trainer, phase, batches
         self.epoch, self.step = batches.epoch, batches.first_step  # in batches, not updates
-        self.images = batches.batch_size * trainer.shard.count
+        self.images = batches.batch_size * trainer.shard.world_size
         self.seen = 0
         self.compile_s = None
         self.bar = None
@@ -176,7 +177,7 @@ class Trainer:
         self.steps = {}
         for routed in {phase.routed for phase in plan.phases}:
             loss = TrainingLoss(network, routed, plan.label_smoothing, plan.mixer)
-            self.steps[routed] = TrainStep(loss, optimizer, state, plan.clip_norm, average, shard.count)
+            self.steps[routed] = TrainStep(loss, optimizer, state, plan.clip_norm, average, shard.world_size)
         # Trained dense throughout, there is only one forward to evaluate.
         self.evals = {routed: EvalStep(network, routed) for routed in ((False, True) if network.spans else (False,))}
 
@@ -239,7 +240,7 @@ class Trainer:
 
     def asked_to_stop(self, position: Position) -> bool:
         """The same on all devices: one that stopped a step before the others would leave them waiting."""
-        if self.shard.count == 1:
+        if self.shard.world_size == 1:
             return self.stop.name is not None
         if not self.checks_at(position):
             return False
@@ -318,7 +319,7 @@ class Trainer:
 
     def evaluate_forwards(self, suffix: str) -> dict[str, Scores]:
         # Several devices agree about stopping with the next steps.
-        interrupted = (lambda: self.stop.name is not None) if self.shard.count == 1 else (lambda: False)
+        interrupted = (lambda: self.stop.name is not None) if self.shard.world_size == 1 else (lambda: False)
         result = {}
         for routed, step in self.evals.items():
             name = ("routed" if routed else "dense") + suffix

@@ -14,7 +14,7 @@ from skipvit.models.vit import PIXEL_MEAN, PIXEL_STD, ViT
 class Mixer(nn.Cell):
     """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) of each image with its mirror in the batch.
 
-    The batch's numbers come from outside (`data.augment.mix_numbers`): pixel weight, top, bottom, left, right, target
+    The batch's numbers come from outside (`data.mixing.mix_numbers`): pixel weight, top, bottom, left, right, target
     weight. Pixels inside the box are the partner's, outside they are weighted; targets have a weight of their own.
     """
 

@@ -12,19 +12,12 @@ from mindspore import Tensor
 
 from skipvit.config import config as configuration
 from skipvit.config.config import Config
-from skipvit.data.image_folder import refuse_other_classes
-from skipvit.data.pipeline import Shard, Source, fingerprint, training_steps
+from skipvit.data.open import batches_of, fingerprint, open_source, refuse_other_classes, sample
+from skipvit.data.order import Shard, training_steps
+from skipvit.data.sources import Source
+from skipvit.data.sources.arrays import evenly_spaced
 from skipvit.engine import checkpoint, distributed
-from skipvit.engine.build import (
-    batches_of,
-    build_mixer,
-    build_network,
-    build_optimizer,
-    build_state,
-    evenly_spaced,
-    open_source,
-    sample,
-)
+from skipvit.engine.build import build_mixer, build_network, build_optimizer, build_state
 from skipvit.engine.checkpoint import Checkpoint, Position
 from skipvit.engine.loop import Plan, Trainer
 from skipvit.engine.phases import phases
@@ -77,7 +70,7 @@ def main(words: list[str]) -> None:
     train_source, val_source = open_sources(config, options)
     begin = newest_checkpoint(folder, config, train_source) if going_on else None
     initial = read_initial(config, train_source.classes) if begin is None else None
-    if begin is not None and begin.position.images != config.update_images(shard.count):
+    if begin is not None and begin.position.images != config.update_images(shard.world_size):
         config = redivided(config, begin.position.images, shard)
     training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
     folder.claim()
@@ -148,7 +141,7 @@ def train(
     if isinstance(begin, Initial):
         start_from(begin, network, shard)
     steps = training_steps(len(train_source), config.data.batch_size, shard, config.optim.accumulate)
-    optimizer = build_optimizer(config, network, steps, shard.count)
+    optimizer = build_optimizer(config, network, steps, shard.world_size)
     state = build_state(config, optimizer, device)
     plan = make_plan(config, train_source, val_source, network, folder, shard, device)
     if options.profile:
@@ -165,7 +158,7 @@ def train(
         parameters, trained = (sum(p.size for p in some) for some in (network.get_parameters(), optimizer.parameters))
         part = f" ({trained:,} trained)" if trained < parameters else ""
         print(
-            f"{config.name}: {parameters:,} parameters{part}, {len(train_source)} training images, {device} x {shard.count}, "
+            f"{config.name}: {parameters:,} parameters{part}, {len(train_source)} training images, {device} x {shard.world_size}, "
             f"into {folder.path}",
             flush=True,
         )
@@ -230,9 +223,9 @@ def newest_checkpoint(folder: RunFolder, config: Config, train_source: Source) -
 
 def redivided(config: Config, images: int, shard: Shard) -> Config:
     """The configuration for another number of devices: an update takes the same images as before, and learns the same."""
-    result = config.divided(images, shard.count)
+    result = config.divided(images, shard.world_size)
     if shard.rank == 0:
-        devices = f"{shard.count} device{'s' * (shard.count > 1)}"
+        devices = f"{shard.world_size} device{'s' * (shard.world_size > 1)}"
         print(
             f"updates of {images} images as before, now on {devices}: data.batch_size {result.data.batch_size}, "
             f"optim.accumulate {result.optim.accumulate}",
@@ -264,7 +257,7 @@ def resume(begin: Checkpoint, trainer: Trainer, shard: Shard) -> Position:
 
 def refuse_disagreement(config: Config, trainer: Trainer, position: Position, shard: Shard) -> None:
     """Raises RunError if the devices are not about to train the same network, from the same place, on the same images."""
-    if shard.count > 1:
+    if shard.world_size > 1:
         distributed.refuse_disagreement(
             {
                 "configuration": config.fingerprint(),

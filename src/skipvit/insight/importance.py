@@ -11,18 +11,22 @@ import numpy as np
 from skipvit.cli.eval import checkpoint_of, default_config
 from skipvit.config import config as configuration
 from skipvit.config.config import Config
-from skipvit.data.augment import BrokenImage, validation_image
-from skipvit.data.builtin import generate
-from skipvit.data.image_folder import ImageFolder
-from skipvit.data.pipeline import PADDING, Source
+from skipvit.data.crops import validation_image
+from skipvit.data.decode import BrokenImage
+from skipvit.data.open import open_source, sample
+from skipvit.data.order import PADDING
+from skipvit.data.sources import Source
+from skipvit.data.sources.arrays import evenly_spaced
+from skipvit.data.sources.image_folder import ImageFolder
+from skipvit.data.sources.shapes import generate
 from skipvit.engine import checkpoint, distributed
-from skipvit.engine.build import build_network, evenly_spaced, open_source, sample
+from skipvit.engine.build import build_network
 from skipvit.insight.importance_figures import figure_of_kept, figure_of_measures
 from skipvit.insight.rankings import measure
 from skipvit.models.vit import PIXEL_MEAN
 from skipvit.routing.scorers import SCORERS
-from skipvit.util.files import make_folder
 from skipvit.util.errors import RunError, UsageError
+from skipvit.util.files import make_folder
 
 EPILOG = """examples:
   skipvit importance runs/skipvit_mini_shapes

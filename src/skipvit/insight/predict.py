@@ -16,13 +16,16 @@ from tqdm import tqdm
 
 from skipvit.cli.eval import default_config
 from skipvit.config import config as configuration
-from skipvit.data.pipeline import printable
+from skipvit.data.broken import Bad
+from skipvit.data.open import prepared
+from skipvit.data.sources.files import Files, find_images
 from skipvit.engine import distributed
 from skipvit.insight.figures import prediction_figure
 from skipvit.models.vit import Activations
 from skipvit.routing.routing import Span
 from skipvit.util.errors import RunError, UsageError
-from skipvit.weights.trained import Bad, Files, Trained, add_options, batches, find_images, load
+from skipvit.util.text import printable
+from skipvit.weights.trained import Trained, add_options, load
 
 MOST_SHOWN = 48  # images of a sheet
 BY_ATTENTION = ("cls_attention", "sampled_cls_attention", "mixed_cls_attention")  # outside training
@@ -120,7 +123,7 @@ def predict(
     """
     predictor = trained.predictor()
     with tqdm(total=len(paths), desc="predicting", unit=" images", leave=False, disable=None) as bar:
-        for step, (good, images) in enumerate(batches(trained.config, Files(paths), batch_size, bad)):
+        for step, (good, images) in enumerate(prepared(trained.config, Files(paths), batch_size, bad)):
             probabilities = predictor(Tensor(images)).asnumpy()
             if not np.isfinite(probabilities[good]).all():
                 raise RunError(

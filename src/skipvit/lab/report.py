@@ -14,8 +14,8 @@ from skipvit.lab.report_blocks import blocks
 from skipvit.lab.report_runs import Sweep, read_sweep
 from skipvit.lab.sweep import claimed
 from skipvit.measure.bench.timing import FEWEST_ROUNDS
-from skipvit.util.files import make_folder
 from skipvit.util.errors import UsageError
+from skipvit.util.files import make_folder
 
 EPILOG = """Reads a folder that `skipvit sweep` filled, finished or not, and writes report.html (one file, no network), report.md and its PNG
 figures into FOLDER/report. Speeds are never taken from the training's own logs: --bench measures them side by side, in minutes, and

@@ -9,8 +9,10 @@ import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
+from skipvit.data.open import batches_of, open_source, sample
+from skipvit.data.sources.arrays import evenly_spaced
 from skipvit.engine import checkpoint, distributed
-from skipvit.engine.build import batches_of, build_network, evenly_spaced, open_source, sample
+from skipvit.engine.build import build_network
 from skipvit.engine.evaluate import evaluate
 from skipvit.engine.step import EvalStep
 from skipvit.lab.report_runs import Result, Sweep, Variant

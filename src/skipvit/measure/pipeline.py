@@ -1,4 +1,4 @@
-"""`skipvit pipeline`: how many training images a second this machine reads, decodes and augments, and what feeds a device."""
+"""`skipvit pipeline`: how many training images a second this machine makes, and how many cores feed a device."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from tqdm import tqdm
 
 from skipvit.config import config as configuration
 from skipvit.config.config import Config
-from skipvit.data.augment import Augment
-from skipvit.data.pipeline import Batches, Broken, Source, Subset
-from skipvit.engine.build import batches_of, open_source
+from skipvit.config.groups import AugmentConfig
+from skipvit.data.batches import Batches
+from skipvit.data.broken import Broken
+from skipvit.data.open import batches_of, open_source
+from skipvit.data.sources import Source
+from skipvit.data.sources.arrays import Subset
 from skipvit.util.cores import cores
 from skipvit.util.errors import UsageError
 
@@ -21,9 +24,10 @@ ROUNDS = 5  # parts that a setting's time is cut into, so that what disturbs the
 DEVICES = 8  # of one machine
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"  # without the fractions of its seconds
 
-EPILOG = """The data pipeline alone, on the training images: no network, no device. Each number of threads has its turn in every
-round, and the medians of the rounds are printed. Processor time does not count what else runs on the machine; the images
-a second do. A first batch of each setting is left out. Files that are read again come from the machine's memory.
+EPILOG = """The data pipeline alone, on the training images: no network, no device. Each number of threads has its turn
+in every round, and the medians of the rounds are printed. Processor time does not count what else runs on the machine;
+the images a second do. A first batch of each setting is left out. Files that are read again come from the machine's
+memory.
 
 examples:
   skipvit pipeline --data.path /data/imagenet
@@ -122,7 +126,7 @@ def _pass(batches: Batches, source: Source, setting: Setting, turn: int) -> tupl
     count = setting.steps * batches.batch_size
     augment = batches.augment
     if setting.plain:
-        augment = Augment(augment.crop, augment.crop_scale)
+        augment = AugmentConfig(crop=augment.crop, crop_min=augment.crop_min)
     made = replace(batches, source=_chosen(source, count, turn), augment=augment, workers=setting.threads, epoch=turn)
     begun, processor = time.perf_counter(), time.process_time()
     for _ in made:

@@ -8,11 +8,14 @@ from collections.abc import Callable
 import numpy as np
 from mindspore import Tensor
 
-from skipvit.data.pipeline import Subset, printable
-from skipvit.engine.build import open_source
+from skipvit.data.broken import Bad
+from skipvit.data.open import open_source, prepared
+from skipvit.data.sources.arrays import Subset
+from skipvit.data.sources.files import Files, find_images
 from skipvit.models.vit import PIXEL_MEAN, PIXEL_STD, Activations
 from skipvit.util.errors import RunError, UsageError
-from skipvit.weights.trained import Bad, Files, Trained, batches, find_images
+from skipvit.util.text import printable
+from skipvit.weights.trained import Trained
 
 CHECK_BATCH = 16  # images that the network itself takes at a time
 NEAR_TIE = 1e-5  # of the largest score: closer scores change places with the rounding of float32
@@ -39,7 +42,7 @@ def real_images(trained: Trained, options: argparse.Namespace) -> np.ndarray:
             raise UsageError(f"{error}; or give images to compare on with --images") from None
         chosen = np.linspace(0, len(source) - 1, min(options.check, len(source))).astype(int)
         source = Subset(source, chosen.tolist())
-    found = [images[good] for good, images in batches(trained.config, source, CHECK_BATCH, bad)]
+    found = [images[good] for good, images in prepared(trained.config, source, CHECK_BATCH, bad)]
     if options.images and bad.reasons:
         path, reason = next(iter(bad.reasons.items()))
         raise UsageError(f"--images: {printable(path)}: {reason}; give images to compare on")

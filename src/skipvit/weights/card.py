@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from skipvit.config import config as configuration
+from skipvit.data.open import whole_images
 from skipvit.engine import checkpoint
 from skipvit.measure.macs import forward_macs, sequences
 from skipvit.models.vit import PIXEL_MEAN, PIXEL_STD
 from skipvit.runs.run_folder import versions
 from skipvit.util.errors import RunError, UsageError
-from skipvit.weights.trained import Trained, whole_images
+from skipvit.weights.trained import Trained
 
 LICENCE = "code: Apache-2.0; weights: not stated, mind the terms of the images they learnt from"
 SHOWN_CLASSES = 10

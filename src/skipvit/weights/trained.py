@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import stat
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +14,10 @@ from mindspore import Tensor, nn, ops
 
 from skipvit.cli.eval import checkpoint_of
 from skipvit.config.config import Config, OneLineParser
-from skipvit.data.augment import BrokenImage
-from skipvit.data.builtin import CLASSES
-from skipvit.data.image_folder import EXTENSIONS
-from skipvit.data.pipeline import PADDING
+from skipvit.data.open import open_source
+from skipvit.data.sources.shapes import CLASSES
 from skipvit.engine import checkpoint
-from skipvit.engine.build import batches_of, build_network, open_source
+from skipvit.engine.build import build_network
 from skipvit.models.vit import ViT
 from skipvit.runs.run_folder import RunFolder
 from skipvit.util.errors import RunError, UsageError
@@ -127,82 +122,3 @@ def class_names(config: Config, run: RunFolder | None) -> tuple[str, ...]:
     except (UsageError, RunError, OSError) as error:
         print(f"warning: classes are numbered, their names are not known ({error})", file=sys.stderr)
         return tuple(f"class {i}" for i in range(count))
-
-
-class Files:
-    """Images of any folders as a source of batches; none has a label."""
-
-    classes = ()
-
-    def __init__(self, paths: list[str]):
-        self.paths, self.labels = paths, np.zeros(len(paths), np.int32)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, i: int) -> bytes:
-        """The file's bytes. Raises BrokenImage if it cannot be read: a pipe or a device, which may never end, is not tried."""
-        try:
-            if not stat.S_ISREG(os.stat(self.paths[i]).st_mode):
-                raise BrokenImage("not a file")
-            with open(self.paths[i], "rb") as file:
-                return file.read()
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise BrokenImage(getattr(error, "strerror", None) or str(error)) from None
-
-    def name(self, i: int) -> str:
-        return self.paths[i]
-
-
-class Bad:
-    """What is wrong with which file (`reasons`); takes the place of the list of broken images that a run keeps."""
-
-    def __init__(self, reasons: dict[str, str]):
-        self.reasons = reasons
-
-    def add(self, name: str, reason: str) -> None:
-        self.reasons[name] = reason
-
-
-def find_images(inputs: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Files as named, and the images in folders and folders below them, in order of their names.
-
-    Returns:
-        paths, and for each folder that has none or cannot be read, why.
-    """
-    paths, bad = [], {}
-    for given in inputs:
-        if not os.path.isdir(given):
-            paths.append(given)
-            continue
-        errors: list[OSError] = []
-        found = []
-        for folder, folders, names in os.walk(given, onerror=errors.append):
-            folders[:] = sorted(name for name in folders if name[0] != ".")
-            found += [
-                os.path.join(folder, name)
-                for name in sorted(names)
-                if name[0] != "." and name.lower().endswith(EXTENSIONS)
-            ]
-        bad |= {str(error.filename): error.strerror or str(error) for error in errors}
-        if not found and not errors:
-            bad[given] = "no images in this folder"
-        paths += found
-    return paths, bad
-
-
-def whole_images(config: Config) -> bool:
-    """Whether nothing is cropped in validation: the kinds of data whose images are small squares."""
-    return config.data.kind in ("shapes", "cifar10", "cifar100")
-
-
-def batches(config: Config, source, batch_size: int, bad: Bad) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Images prepared as for validation, of a run's source or `Files`.
-
-    Yields:
-        places of the good ones in the batch, and uint8 (batch_size, S, S, 3), in which the others are black.
-    """
-    if whole_images(config):
-        config = config.model_copy(update={"data": config.data.model_copy(update={"eval_crop": 1.0})})
-    for images, labels, _, _ in batches_of(config, source, 1, False, batch_size=batch_size, broken=bad)():
-        yield np.flatnonzero(labels != PADDING).tolist(), images

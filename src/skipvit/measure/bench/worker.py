@@ -11,9 +11,10 @@ import mindspore as ms
 from mindspore import Tensor
 
 from skipvit.config.config import Config
-from skipvit.data.pipeline import Batch, Batches
+from skipvit.data.batches import Batch, Batches
+from skipvit.data.open import batches_of, open_source
 from skipvit.engine import distributed
-from skipvit.engine.build import batches_of, build_network, open_source, uses_float16
+from skipvit.engine.build import build_network, uses_float16
 from skipvit.engine.step import EvalStep, TrainStep
 from skipvit.engine.synthetic import random_batch, training_step
 from skipvit.measure.bench.parts import Averaging, ForwardBackward, Routing, routing_inputs

@@ -11,13 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skipvit.data.augment import Augment, Mix
-from skipvit.data.image_folder import open_split
-from skipvit.data.pipeline import COLUMNS, PADDING, Arrays, Batches, Broken, Order, Shard, Subset, training_steps
+from skipvit.config.groups import AugmentConfig
+from skipvit.data.batches import COLUMNS, Batches
+from skipvit.data.broken import Broken
+from skipvit.data.order import PADDING, Order, Shard, training_steps
+from skipvit.data.sources.arrays import Arrays, Subset
+from skipvit.data.sources.image_folder import open_split
 from skipvit.util.errors import RunError
 
-ALL = Augment("random_resized", (0.2, 1.0), 0.5, rand_augment=9.0, color_jitter=0.3, random_erasing=0.5)
-MIXED = Mix(mixup=0.8, cutmix=1.0)
+MIXED = AugmentConfig(mixup=0.8, cutmix=1.0)
+ALL = AugmentConfig(
+    crop="random_resized", crop_min=0.2, hflip=0.5, rand_augment=9, color_jitter=0.3, random_erasing=0.5
+)
+EVERYTHING = ALL.model_copy(update={"mixup": 0.8, "cutmix": 1.0, "repeats": 2})
 UNMIXED = (1, 0, 0, 0, 0, 1)
 
 
@@ -156,7 +162,10 @@ def test_a_subset_is_these_images_in_this_order():
 @pytest.mark.parametrize("devices, repeats", [(1, 2), (2, 3), (4, 4), (8, 3)])
 def test_a_chosen_image_occurs_as_often_as_asked_and_on_different_devices(devices, repeats):
     source = samples(98)
-    shards = [batches(source, shard=Shard(rank, devices), repeats=repeats, epoch=1) for rank in range(devices)]
+    shards = [
+        batches(source, shard=Shard(rank, devices), augment=AugmentConfig(repeats=repeats), epoch=1)
+        for rank in range(devices)
+    ]
     assert shards[0].steps == batches(source, shard=Shard(0, devices)).steps
     devices_of: dict[int, list[int]] = {}
     for rank, shard in enumerate(shards):
@@ -172,7 +181,7 @@ def test_a_chosen_image_occurs_as_often_as_asked_and_on_different_devices(device
 def test_copies_are_augmented_each_in_its_own_way():
     source, copies = photographs(16), {}
     for rank in range(2):
-        data = list(batches(source, shard=Shard(rank, 2), repeats=3, image_size=16, augment=ALL))
+        data = list(batches(source, shard=Shard(rank, 2), image_size=16, augment=ALL.model_copy(update={"repeats": 3})))
         for image, label, noise in zip(*(column(data, name) for name in ("image", "label", "noise"))):
             copies.setdefault(int(label), []).append((image.tobytes(), noise.tobytes()))
     assert max(map(len, copies.values())) == 3
@@ -185,17 +194,15 @@ def test_copies_are_augmented_each_in_its_own_way():
 
 def test_the_number_of_threads_changes_nothing():
     source = photographs()
-    runs = [
-        list(batches(source, image_size=16, augment=ALL, mix=MIXED, repeats=2, workers=n, epoch=2)) for n in (1, 2, 4)
-    ]
+    runs = [list(batches(source, image_size=16, augment=EVERYTHING, workers=n, epoch=2)) for n in (1, 2, 4)]
     assert len(runs[0]) == 6 and equal(runs[0], runs[1]) and equal(runs[0], runs[2])
-    unchanged = batches(source, image_size=16, mix=MIXED, repeats=2, epoch=2)
+    unchanged = batches(source, image_size=16, augment=AugmentConfig(mixup=0.8, cutmix=1.0, repeats=2), epoch=2)
     assert not equal(runs[0], unchanged)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_an_epoch_entered_at_a_step_is_the_tail_of_the_whole_epoch(workers):
-    settings = {"image_size": 16, "augment": ALL, "mix": MIXED, "repeats": 2, "workers": workers}
+    settings = {"image_size": 16, "augment": EVERYTHING, "workers": workers}
     whole = list(batches(photographs(), **settings).of_epoch(2))
     for step in (0, 1, 4, 5, 6):
         entered = batches(photographs(), epoch=2, first_step=step, **settings)
@@ -225,7 +232,7 @@ def test_a_image_is_the_same_whichever_device_and_step_makes_it():
 
 
 def test_the_passes_of_a_data_set_are_the_epochs_in_turn():
-    data = batches(samples(40), augment=Augment("pad", hflip=0.5), mix=MIXED)
+    data = batches(samples(40), augment=AugmentConfig(crop="pad", hflip=0.5, mixup=0.8, cutmix=1.0))
     for epoch, made in enumerate(read(data.dataset(), passes=3)):
         assert equal(made, data.of_epoch(epoch))
     for epoch, made in enumerate(read(batches(samples(40), epoch=7).dataset(), passes=2)):
@@ -257,7 +264,7 @@ def test_noise_is_uniform_and_each_image_and_epoch_has_its_own():
 
 def test_mix_numbers_are_those_of_a_step_an_epoch_and_a_device():
     def numbers(**changes):
-        return [batch[3].tobytes() for batch in batches(samples(98), mix=Mix(mixup=0.8), **changes)]
+        return [batch[3].tobytes() for batch in batches(samples(98), augment=AugmentConfig(mixup=0.8), **changes)]
 
     runs = [numbers(), numbers(epoch=1), numbers(seed=6), numbers(shard=Shard(0, 2)), numbers(shard=Shard(1, 2))]
     assert [len(run) for run in runs] == [24, 24, 24, 12, 12]
@@ -280,7 +287,9 @@ def test_mix_numbers_are_those_of_a_step_an_epoch_and_a_device():
 
 @pytest.mark.parametrize("count, devices", [(10, 1), (10, 2), (3, 2), (16, 2), (1, 8)])
 def test_validation_shows_everything_once_and_pads_to_whole_batches(count, devices):
-    shards = [batches(samples(count), training=False, mix=MIXED, shard=Shard(rank, devices)) for rank in range(devices)]
+    shards = [
+        batches(samples(count), training=False, augment=MIXED, shard=Shard(rank, devices)) for rank in range(devices)
+    ]
     data = [list(shard) for shard in shards]
     assert {len(part) for part in data} == {-(-count // (4 * devices))} == {shards[0].steps}
     labels = np.concatenate([column(part, "label") for part in data])

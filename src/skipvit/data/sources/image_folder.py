@@ -104,16 +104,8 @@ def open_split(folder: Path, split: str, index: Path | None = None) -> ImageFold
     )
 
 
-def refuse_other_classes(train, val) -> None:
-    """Raises RunError if the training and the validation split do not have the same classes."""
-    if train.classes != val.classes:
-        name = sorted(set(train.classes) ^ set(val.classes))[0]
-        where, other = ("train", "val") if name in train.classes else ("val", "train")
-        raise RunError(f"class {name!r} is in {where}/ but not in {other}/; both need the same classes")
-
-
 def _listings(root: Path, classes: tuple[str, ...], index: Path | None) -> list[Listing]:
-    """The class folders' listings: those of the index that still hold, the others read anew; keeps the index up to date."""
+    """The class folders' listings: those of the index that still hold, the others read anew; updates the index."""
     known = _load(index) if index else {}
     paths = {name: os.path.join(root, name) for name in classes}
     with ThreadPoolExecutor(THREADS) as pool:
@@ -171,7 +163,7 @@ def _load(index: Path) -> dict[str, Listing]:
 
 
 def _save(index: Path, listings: dict[str, Listing]) -> None:
-    """Write an index: CRC-32 of the rest (4 bytes), a line of JSON, the names. Failing is no error, it only costs time."""
+    """Write an index: CRC-32 of the rest (4 bytes), a line of JSON, the names. Failing only costs time."""
     rows = [[name, *listing.stamp, listing.count, len(listing.names)] for name, listing in listings.items()]
     header = json.dumps({"kind": _kind(), "classes": rows}).encode() + b"\n"
     content = b"".join([header, *(listing.names for listing in listings.values())])

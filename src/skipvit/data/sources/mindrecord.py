@@ -1,6 +1,6 @@
 """Images in MindRecord files, by index, without the dataset engine.
 
-`skipvit mindrecord` (tools/mindrecord.py) writes a split as shards <split>_00000.mindrecord, ... and a manifest <split>.json.
+`skipvit mindrecord` writes a split as shards <split>_00000.mindrecord, ... and a manifest <split>.json.
 A shard of MindRecord 3.0 is
 
 - a header: its JSON's length (uint64), the JSON (header_size, page_size, ...), zeros up to header_size;

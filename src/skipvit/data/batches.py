@@ -7,197 +7,34 @@ device), so an epoch can be repeated, or entered in the middle, and the number o
 
 from __future__ import annotations
 
-import math
-import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-import mindspore.dataset as ds
 import numpy as np
 
-from skipvit.data.augment import Augment, BrokenImage, Mix, mix_numbers, training_image, validation_image
+from skipvit.config.groups import AugmentConfig
+from skipvit.data.augment import training_image
+from skipvit.data.broken import Bad, Broken
+from skipvit.data.crops import validation_image
+from skipvit.data.decode import BrokenImage
+from skipvit.data.mixing import UNMIXED, mix_numbers
+from skipvit.data.order import PADDING, Order, Shard, training_steps
+from skipvit.data.sources import Source
 from skipvit.util.errors import DamagedRecord, RunError
 
 # What the operating system says about a file that is bad; anything else it says about the storage.
 FILE_IS_BAD = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 RETRY_AFTER_S = (1, 4, 15)
-PADDING = -1  # label of an image that only fills up the last validation batch
 COLUMNS = ("image", "label", "noise", "mix")
 
+if TYPE_CHECKING:
+    from mindspore.dataset import GeneratorDataset
+
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
-class Source(Protocol):
-    """Images by index; may be read by several threads at once."""
-
-    classes: tuple[str, ...]
-    labels: np.ndarray  # int32 (n,)
-
-    def __len__(self) -> int: ...
-
-    def read(self, i: int) -> bytes | np.ndarray:
-        """An encoded file, or uint8 (H, W, 3)."""
-
-    def name(self, i: int) -> str:
-        """What to call image i in a message."""
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """A source in memory: images uint8 (n, S, S, 3), labels int32 (n,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, i: int) -> np.ndarray:
-        return self.images[i]
-
-    def name(self, i: int) -> str:
-        return f"image {i}"
-
-
-class Subset:
-    """Some images of a source, by their indices there."""
-
-    def __init__(self, source: Source, indices: list[int]):
-        self.source, self.indices = source, indices
-        self.classes, self.labels = source.classes, source.labels[indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def read(self, i: int) -> bytes | np.ndarray:
-        return self.source.read(self.indices[i])
-
-    def name(self, i: int) -> str:
-        return self.source.name(self.indices[i])
-
-
-def fingerprint(source: Source) -> int:
-    """A checksum of classes, labels and their order: images that it tells apart cannot continue a run."""
-    return zlib.crc32(source.labels.tobytes(), zlib.crc32("\0".join(source.classes).encode("utf-8", "surrogateescape")))
-
-
-def printable(name: str) -> str:
-    """A file's name for a line of text: without line breaks and bytes that are no UTF-8."""
-    return name if name.isprintable() else ascii(name)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The part of every epoch that one of `count` devices sees."""
-
-    rank: int = 0
-    count: int = 1
-
-
-def training_steps(images: int, batch: int, shard: Shard, accumulate: int = 1) -> int:
-    """Steps of all devices in an epoch: whole batches, and whole updates of `accumulate` batches.
-
-    Raises:
-        RunError: there is none.
-    """
-    steps = images // (batch * shard.count * accumulate) * accumulate
-    if not steps:
-        times = f"{batch} x {shard.count}" + (f" x {accumulate}" if accumulate > 1 else "")
-        raise RunError(
-            f"data.batch_size: one update takes {times} images and the training set has {images}; use a smaller batch"
-        )
-    return steps
-
-
-@dataclass(frozen=True)
-class Order:
-    """Which images a device sees in an epoch.
-
-    Training: a new permutation each epoch, each image `repeats` times in a row and the whole cut to `steps` batches;
-    the copies of an image go to different devices where there are several (repeated augmentation, arXiv 1902.05509).
-    Validation: every image once, in order, filled up to whole batches with `PADDING`.
-    """
-
-    images: int
-    batch: int
-    shard: Shard
-    seed: int
-    repeats: int
-    steps: int
-
-    def training(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the images and numbers of their copies: int64 (steps * batch,) each."""
-        total = self.steps * self.batch * self.shard.count
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
-        places = np.arange(self.shard.rank, total, self.shard.count)
-        return order[places // self.repeats], places % self.repeats
-
-    def validation(self) -> np.ndarray:
-        """int64 (steps * batch,)."""
-        total = self.steps * self.batch * self.shard.count
-        indices = np.concatenate([np.arange(self.images), np.full(total - self.images, PADDING)])
-        return indices[self.shard.rank :: self.shard.count]
-
-
-class Broken:
-    """The images of a split that could not be read: listed once each, and not more than a share of them all.
-
-    Args:
-        images: how many the split has.
-        share: the largest share of them that may be broken; 0: the first one ends the run.
-        path: a text file that gets a line an image, name and reason; what it lists already counts. None: no list.
-    """
-
-    def __init__(self, images: int, share: float, path: Path | None = None):
-        self.limit, self.share, self.path = math.floor(share * images), share, path
-        self.lock = threading.Lock()
-        self.names: set[str] = set()
-        self.size = 0  # of the list when it was read last
-        self._read()
-
-    def add(self, name: str, reason: str) -> None:
-        """Raises RunError if there are too many now."""
-        name = printable(name)
-        with self.lock:
-            if name not in self.names:
-                self._read()  # other devices may have listed it
-            if name not in self.names:
-                self.names.add(name)
-                self._list(f"{name}\t{reason}\n")
-            count = len(self.names)
-        if self.limit == 0:
-            raise RunError(
-                f"{name}: not an image that can be decoded ({reason}); replace it, remove it or allow data.broken_share"
-            )
-        if count > self.limit:
-            raise RunError(
-                f"{name}: not an image that can be decoded ({reason}), number {count}; data.broken_share {self.share} allows "
-                f"{self.limit}" + (f"; they are listed in {self.path}: mend them and remove it" if self.path else "")
-            )
-
-    def _read(self) -> None:
-        try:
-            if self.path is not None and self.path.stat().st_size != self.size:
-                text = self.path.read_text(encoding="utf-8", errors="replace")
-                self.names |= {line.split("\t")[0] for line in text.splitlines()}
-                self.size = self.path.stat().st_size
-        except OSError:
-            pass  # there is none yet
-
-    def _list(self, line: str) -> None:
-        if self.path is not None:
-            try:
-                with open(self.path, "a", encoding="utf-8") as file:
-                    file.write(line)
-            except OSError:
-                pass  # a full disk is no reason to stop; the count goes on
 
 
 @dataclass
@@ -211,7 +48,6 @@ class Batches:
         eval_crop: share of the resized image's side that validation keeps.
         workers: threads that decode and augment; each makes a batch at a time.
         accumulate: batches that make an update; an epoch has whole updates.
-        repeats: how often an image that an epoch draws occurs in it, see `Order`.
         epoch, first_step: where training begins. A data set that begins within an epoch is for this epoch alone.
 
     Raises:
@@ -224,33 +60,33 @@ class Batches:
     noise_width: int
     training: bool
     seed: int
-    augment: Augment = Augment()
-    mix: Mix = Mix()
+    augment: AugmentConfig = AugmentConfig()
     eval_crop: float = 0.875
     workers: int = 1
     accumulate: int = 1
-    repeats: int = 1
     shard: Shard = Shard()
-    broken: Broken | None = None
+    broken: Broken | Bad | None = None
     epoch: int = 0
     first_step: int = 0
     problem: RunError | None = field(default=None, init=False)
 
     def __post_init__(self):
-        images, per_step = len(self.source), self.batch_size * self.shard.count
+        images, per_step = len(self.source), self.batch_size * self.shard.world_size
         if self.training:
             self.steps = training_steps(images, self.batch_size, self.shard, self.accumulate)
         else:
             self.steps = -(-images // per_step)
-        self.order = Order(images, self.batch_size, self.shard, self.seed, self.repeats, self.steps)
+        self.order = Order(images, self.batch_size, self.shard, self.seed, self.augment.repeats, self.steps)
         self.broken = self.broken or Broken(images, 0.0)
 
-    def dataset(self) -> ds.GeneratorDataset:
+    def dataset(self) -> GeneratorDataset:
         """For `mindspore.train.Model`: one pass is an epoch, and each pass the next one."""
+        import mindspore.dataset as ds  # here, so that what only reads images does not wait for MindSpore
+
         return ds.GeneratorDataset(_Passes(self), list(COLUMNS), shuffle=False)
 
     def __iter__(self) -> Iterator[Batch]:
-        """One epoch of NumPy batches: uint8 (B, S, S, 3), int32 (B,), float32 (B, noise_width), float32 (6,)."""
+        """One epoch of NumPy batches: uint8 (B, S, S, 3), int32 (B,), float32 (B, width), float32 (6,)."""
         return self.of_epoch(self.epoch, self.first_step)
 
     def of_epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
@@ -281,7 +117,7 @@ class Batches:
                 images[place], labels[place] = self._readable(i, rng)
             # Five numbers, so that no image has the same seed.
             rng = np.random.default_rng([self.seed, epoch, step, self.shard.rank, 1])
-            return images, labels, noise, mix_numbers(self.mix, self.image_size, rng)
+            return images, labels, noise, mix_numbers(self.augment, self.image_size, rng)
 
         return make
 
@@ -298,7 +134,7 @@ class Batches:
                 image = self._attempt(i, self._for_validation)
                 if image is not None:
                     images[place], labels[place] = image, self.source.labels[i]
-            return images, labels, noise, mix_numbers(Mix(), self.image_size, np.random.default_rng(0))
+            return images, labels, noise, UNMIXED.copy()
 
         return make
 
@@ -369,8 +205,8 @@ class _Passes:
         return self.batches.steps - self.batches.first_step
 
     def __iter__(self) -> Iterator[Batch]:
-        # The engine also asks for an iterator to see whether there is one, and for a batch to see its shapes: only a pass
-        # that ends is an epoch.
+        # The engine also asks for an iterator to see whether there is one, and for a batch to see its shapes: only a
+        # pass that ends is an epoch.
         epoch = self.epoch
         yield from self.batches.of_epoch(epoch, self.batches.first_step)
         self.epoch = epoch + 1

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from skipvit.data.builtin import CLASSES, generate
+from skipvit.data.sources.shapes import CLASSES, generate
 
 CHANCE = 1 / len(CLASSES)
 LUMA = np.array([0.299, 0.587, 0.114])

@@ -1,8 +1,9 @@
 """`skipvit mindrecord`: an image folder into MindRecord files, which are few and large; resumable.
 
-A shard is written in OUT/.<split>.part/shard under its final name (MindSpore keeps the name inside both files and refuses
-renamed ones) and moved into OUT when it is whole, its index last: it is finished when both files are in OUT. What is being
-converted is kept in OUT/.<split>.part/plan.json until the manifest, which repeats it, tells that all shards are there.
+A shard is written in OUT/.<split>.part/shard under its final name (MindSpore keeps the name inside both files and
+refuses renamed ones) and moved into OUT when it is whole, its index last: it is finished when both files are in OUT.
+What is being converted is kept in OUT/.<split>.part/plan.json until the manifest, which repeats it, tells that all
+shards are there.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from mindspore.mindrecord import FileWriter
 from tqdm import tqdm
 
 from skipvit.config.config import OneLineParser
-from skipvit.data.image_folder import ImageFolder, open_split, refuse_other_classes
-from skipvit.data.mindrecord import LENGTH, index_path, manifest_path, read_manifest
+from skipvit.data.open import refuse_other_classes
+from skipvit.data.sources.image_folder import ImageFolder, open_split
+from skipvit.data.sources.mindrecord import LENGTH, index_path, manifest_path, read_manifest
 from skipvit.util.errors import RunError, UsageError
 
 SCHEMA = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "name": {"type": "string"}}
@@ -93,14 +95,14 @@ def convert(source: ImageFolder, out: Path, split: str, shard_size: int) -> str:
         _write_json(manifest_path(out, split), plan | {"shards": rows}, work)
         (work / PLAN).unlink()
     return (
-        f"{manifest_path(out, split)}: {len(source):,} images of {len(source.classes):,} classes in {len(shards)} files, "
-        f"{len(todo)} of them written now"
+        f"{manifest_path(out, split)}: {len(source):,} images of {len(source.classes):,} classes in {len(shards)} "
+        f"files, {len(todo)} of them written now"
     )
 
 
 @contextmanager
 def _workplace(out: Path, split: str) -> Iterator[Path]:
-    """The folder OUT/.<split>.part, this process's alone; removed at the end unless there is a plan left to go on with."""
+    """The folder OUT/.<split>.part, this process's alone; removed at the end unless there is a plan to go on with."""
     work = out / f".{split}.part"
     try:
         work.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,75 @@
+"""The images of a split that could not be read."""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+
+from skipvit.util.errors import RunError
+from skipvit.util.text import printable
+
+
+class Broken:
+    """Counts them, lists them once each, and ends the run when they are more than a share of all.
+
+    Args:
+        images: how many the split has.
+        share: the largest share of them that may be broken; 0: the first one ends the run.
+        path: a text file that gets a line an image, name and reason; what it lists already counts. None: no list.
+    """
+
+    def __init__(self, images: int, share: float, path: Path | None = None):
+        self.limit, self.share, self.path = math.floor(share * images), share, path
+        self.lock = threading.Lock()
+        self.names: set[str] = set()
+        self.size = 0  # of the list when it was read last
+        self._read()
+
+    def add(self, name: str, reason: str) -> None:
+        """Raises RunError if there are too many now."""
+        name = printable(name)
+        with self.lock:
+            if name not in self.names:
+                self._read()  # other devices may have listed it
+            if name not in self.names:
+                self.names.add(name)
+                self._list(f"{name}\t{reason}\n")
+            count = len(self.names)
+        if self.limit == 0:
+            raise RunError(
+                f"{name}: not an image that can be decoded ({reason}); replace it, remove it or allow data.broken_share"
+            )
+        if count > self.limit:
+            where = f"; they are listed in {self.path}: mend them and remove it" if self.path else ""
+            raise RunError(
+                f"{name}: not an image that can be decoded ({reason}), number {count}; data.broken_share {self.share} "
+                f"allows {self.limit}{where}"
+            )
+
+    def _read(self) -> None:
+        try:
+            if self.path is not None and self.path.stat().st_size != self.size:
+                text = self.path.read_text(encoding="utf-8", errors="replace")
+                self.names |= {line.split("\t")[0] for line in text.splitlines()}
+                self.size = self.path.stat().st_size
+        except OSError:
+            pass  # there is none yet
+
+    def _list(self, line: str) -> None:
+        if self.path is not None:
+            try:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(line)
+            except OSError:
+                pass  # a full disk is no reason to stop; the count goes on
+
+
+class Bad:
+    """What is wrong with which file (`reasons`); takes the place of the list of broken images that a run keeps."""
+
+    def __init__(self, reasons: dict[str, str]):
+        self.reasons = reasons
+
+    def add(self, name: str, reason: str) -> None:
+        self.reasons[name] = reason

@@ -1,0 +1,22 @@
+"""Where images come from: each file one kind of `data.kind`, each class a `Source`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """Images by index; may be read by several threads at once."""
+
+    classes: tuple[str, ...]
+    labels: np.ndarray  # int32 (n,)
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        """An encoded file, or uint8 (H, W, 3)."""
+
+    def name(self, i: int) -> str:
+        """What to call image i in a message."""
