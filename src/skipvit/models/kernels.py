@@ -35,10 +35,19 @@ def across(column, width):
 
 
 class NormalizeRows(nn.Cell):
-    """Layer norm of rows x (R, D) with its gradient written out: several times MindSpore's CPU kernel.
+    """Layer norm of rows x (R, D), weight and bias (D,), with its gradient written out: several times MindSpore's CPU kernel."""
 
-    Returns the normalised rows, and the centred rows and inverse deviations (R, 1), which the gradient needs.
-    """
+    def __init__(self):
+        super().__init__()
+        self.kernel = _NormalizeRows()
+
+    def construct(self, x, weight, bias):
+        y, _, _ = self.kernel(x, weight, bias)
+        return y
+
+
+class _NormalizeRows(nn.Cell):
+    """The rows, and what their gradient needs and nobody else may read: it asks for the first result's alone."""
 
     def construct(self, x, weight, bias):
         width = x.shape[1]
@@ -60,29 +69,47 @@ class NormalizeRows(nn.Cell):
 
 
 class Attend(nn.Cell):
-    """softmax(q k^T) v over (B, heads, N, d). The products are of the compute dtype, the softmax is float32.
-
-    Returns the values (B, heads, N, d) and the attention (B, heads, N, N), of the compute dtype.
-    """
+    """softmax(q k^T) v over (B, heads, N, d). The products are of the compute dtype, the softmax is float32."""
 
     def construct(self, q, k, v):
-        logits = ops.Cast()(ops.BatchMatMul(transpose_b=True)(q, k), ms.float32)
-        attention = ops.Cast()(ops.Softmax(-1)(logits), v.dtype)
-        return ops.BatchMatMul()(attention, v), attention
+        return ops.BatchMatMul()(attention_of(q, k, v.dtype), v)
 
 
-class AttendByHand(Attend):
-    """The same with its gradient written out, which passes over the N x N map once where MindSpore's does several times.
+class AttendByHand(nn.Cell):
+    """The same with its gradient written out, which passes over the N x N map once where MindSpore's does several times."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = _AttendByHand()
+
+    def construct(self, q, k, v):
+        y, _ = self.kernel(q, k, v)
+        return y
+
+
+def attention_of(q, k, dtype):
+    """softmax(q k^T): (B, heads, N, N)."""
+    logits = ops.Cast()(ops.BatchMatMul(transpose_b=True)(q, k), ms.float32)
+    return ops.Cast()(ops.Softmax(-1)(logits), dtype)
+
+
+class _AttendByHand(nn.Cell):
+    """The values, and the attention, which their gradient needs and nobody else may read.
 
     The softmax's gradient is p (dp - sum(p dp)), and sum(p dp) = y dy (FlashAttention, arXiv 2205.14135, appendix B.2): so the
     difference is one product, of dy with that sum as another column and v with ones.
     """
 
+    def construct(self, q, k, v):
+        attention = attention_of(q, k, v.dtype)
+        return ops.BatchMatMul()(attention, v), attention
+
     def bprop(self, q, k, v, out, dout):
         y, attention = out
         dy = dout[0]
         dv = ops.BatchMatMul(transpose_a=True)(attention, dy)
-        terms = ops.Reshape()(ops.Cast()(dy * y, ms.float32), (-1, y.shape[3]))
+        # In float32: under a loss scale the product of two float16 overflows.
+        terms = ops.Reshape()(ops.Cast()(dy, ms.float32) * ops.Cast()(y, ms.float32), (-1, y.shape[3]))
         sums = ops.Reshape()(ops.Cast()(ops.ReduceSum(True)(terms, 1), dy.dtype), y.shape[:3] + (1,))
         left = ops.Concat(-1)((dy, -sums))
         right = ops.Concat(-1)((v, ops.OnesLike()(sums)))
@@ -91,11 +118,20 @@ class AttendByHand(Attend):
 
 
 class TanhGelu(nn.Cell):
-    """The tanh approximation of GELU with its gradient written out, in float32 (the cube of a large float16 overflows).
+    """The tanh approximation of GELU with its gradient written out, in float32 (the cube of a large float16 overflows)."""
 
-    It is x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3). Returns that and its derivative: the backward pass is then one
-    product, and keeps one array instead of all steps between.
-    """
+    def __init__(self):
+        super().__init__()
+        self.kernel = _TanhGelu()
+
+    def construct(self, x):
+        y, _ = self.kernel(x)
+        return y
+
+
+class _TanhGelu(nn.Cell):
+    """It is x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3). Returns that and, for its gradient alone, its derivative: the backward
+    pass is then one product, and keeps one array instead of all steps between."""
 
     def construct(self, x):
         slope = 1.5957691216057308 + 0.07135481627260025 * x * x  # 2 u / x

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import numpy as np
+from mindspore import Tensor, ops
+from PIL import Image
 
 
-def resized_positions(positions: np.ndarray, grid: int) -> np.ndarray:
-    """Resize a square position embedding, float (1, 1 + n * n, D) -> float32 (1, 1 + grid * grid, D); that of [CLS], the first, stays.
+def resized_positions(positions: np.ndarray, grid: int, prefix: int = 1) -> np.ndarray:
+    """Resize a square position embedding, float (1, prefix + n * n, D) -> float32 (1, prefix + grid * grid, D); those of the
+    tokens in front ([CLS]) stay.
 
     Bicubic with a = -1/2, antialiased: shrinking widens the kernel. As timm's `resample_abs_pos_embed` (PyTorch's
     `interpolate(mode="bicubic", antialias=True)`) and Pillow's BICUBIC; DeiT's own code does not antialias and takes a = -3/4.
     """
-    old = round((positions.shape[1] - 1) ** 0.5)
+    old = round((positions.shape[1] - prefix) ** 0.5)
     if old == grid:
         return positions.astype(np.float32)
-    cls, patches = positions[:, :1], positions[0, 1:].astype(np.float64).reshape(old, old, -1)
-    weights = bicubic_weights(old, grid)
-    resized = np.einsum("io,jp,opd->ijd", weights, weights, patches, optimize=True)
-    return np.concatenate([cls, resized.reshape(1, grid * grid, -1)], 1).astype(np.float32)
+    front, patches = positions[:, :prefix], positions[0, prefix:].astype(np.float64)
+    return np.concatenate([front, (bicubic_weights(old, grid) @ patches)[None]], 1).astype(np.float32)
 
 
 def bicubic_weights(old: int, new: int) -> np.ndarray:
-    """Share of each of `old` samples in each of `new` ones over the same length: float64 (new, old), rows sum to 1.
-
-    Sample i lies at (i + 1/2) / count. Weights that would fall beyond the ends are spread over the row.
-    """
-    step = old / new
-    centres = (np.arange(new)[:, None] + 0.5) * step
-    weights = _cubic((np.arange(old) + 0.5 - centres) / max(1.0, step))
-    return weights / weights.sum(1, keepdims=True)
+    """Share of each of old x old samples in each of new x new ones: float64 (new * new, old * old), rows sum to 1."""
+    unit = Image.fromarray(np.eye(old, dtype=np.float32))
+    along = np.asarray(unit.resize((old, new), Image.Resampling.BICUBIC), np.float64)  # (new, old)
+    return np.kron(along, along)
 
 
-def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic convolution kernel (IEEE Trans. ASSP 29, 1981), a = -1/2, of support [-2, 2]."""
-    x = np.abs(x)
-    near = 1 - 2.5 * x**2 + 1.5 * x**3
-    far = 2 - 4 * x + 2.5 * x**2 - 0.5 * x**3
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+@ops.constexpr
+def resize_weights(old: int, new: int) -> Tensor:
+    """`bicubic_weights` as a constant of a graph, float32."""
+    return Tensor(bicubic_weights(old, new).astype(np.float32))

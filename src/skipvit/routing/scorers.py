@@ -1,133 +1,227 @@
-"""Scorers: who ranks the patch tokens that come to a router. A new one is a function here and its line in `SCORERS`.
+"""Scorers: who ranks the patch tokens that come to a route. One is a function and what it needs, declared beside it.
 
-A scorer takes the route's router (`tokens`, `kept`, `temperature`, `random_share`, `training`), q, k and v (B, heads, sequence, d)
-of the block before (with `at: mlp` of the block itself), and the route's own columns of the step's noise, float32 (B, columns),
-uniform in [0, 1). A sequence is [CLS], patch tokens in order of position, fused tokens of earlier routes. It returns
+    @register_scorer("cls_attention", reads=("cls_row",), onnx=_cls_attention_onnx)
+    def cls_attention(step, signals, noise, training): ...
 
-    ranking: float32 (B, tokens), the larger are kept, ties to the earlier position;
-    weights: float32 (B, tokens) >= 0, what each weighs in the fused token if it is bypassed.
+It takes
 
-Sources: SkipViT (arXiv 2401.15293) for the [CLS] attention; ATS (2111.15667) for attention x value norm; Gumbel top-k
-(1903.06059) for sampling without replacement.
+    step: the route's `program.Score`: `step.before.patches` tokens to rank, `step.kept` of them stay, `step.knobs`;
+    signals: what it `reads` of the attention before (with `at: mlp`: of the block itself), by name:
+        `cls_row` float32 (B, heads, patches), each head's attention of [CLS] to the patches;
+        `q`, `k`, `v` (B, heads, patches, d), of the patches;
+    noise: its own columns of the step's random numbers, float32 (B, columns), uniform in [0, 1);
+    training: whether the network trains.
+
+It returns
+
+    ranking: float32 (B, patches), the larger are kept, ties to the earlier position;
+    weights: float32 (B, patches) >= 0, what each weighs in the fused token if it does not stay.
+
+No gradient flows through either. Sources: SkipViT (arXiv 2401.15293) for the [CLS] attention; ATS (2111.15667) for
+attention x value norm; Gumbel top-k (1903.06059) for sampling without replacement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-import mindspore as ms
-from mindspore import Tensor, ops
+import numpy as np
+
+from skipvit.util.lazy import ms, ops
+from skipvit.util.text import nearest
 
 LEAST = 1e-30  # attention and noise are kept above this where their logarithm is taken
+SIGNALS = ("cls_row", "q", "k", "v")
 
 
-def cls_row(q: Tensor, k: Tensor) -> Tensor:
-    """[CLS] row of the attention, softmax(q_cls k^T / sqrt(d)).
+class Knob(NamedTuple):
+    """A parameter of a scorer, a key of its routes: what it is if it is not given, and its limits."""
 
-    Computed on its own rather than sliced from the attention map, so it works with any attention kernel.
-
-    Args:
-        q, k: (B, heads, tokens, d); token 0 is [CLS].
-
-    Returns:
-        float32 (B, heads, tokens), each row sums to 1.
-    """
-    batch, heads, tokens, width = k.shape
-    q_cls = ops.Slice()(q, (0, 0, 0, 0), (batch, heads, 1, width))
-    logits = ops.BatchMatMul(transpose_b=True)(q_cls * (width**-0.5), k)
-    row = ops.Softmax(-1)(ops.Cast()(logits, ms.float32))
-    return ops.Reshape()(row, (batch, heads, tokens))
-
-
-def value_norm(v: Tensor) -> Tensor:
-    """Euclidean norm of each value vector: (B, heads, tokens, d) -> float32 (B, heads, tokens)."""
-    return ops.Sqrt()(ops.ReduceSum()(ops.Square()(ops.Cast()(v, ms.float32)), -1))
-
-
-def of_patches(router, row):
-    """Mean over heads of a row (B, heads, sequence), of the patch tokens: (B, tokens)."""
-    return ops.Slice()(ops.ReduceMean()(row, 1), (0, 1), (row.shape[0], router.tokens))
-
-
-def columns(noise, first, count):
-    return ops.Slice()(noise, (0, first), (noise.shape[0], count))
-
-
-def cls_attention(router, q, k, v, noise):
-    """The attention of [CLS], mean over heads."""
-    weights = of_patches(router, cls_row(q, k))
-    return weights, weights
-
-
-def cls_attention_value(router, q, k, v, noise):
-    """Each head's attention of [CLS] times the norm of its value vector, mean over heads."""
-    weights = of_patches(router, cls_row(q, k) * value_norm(v))
-    return weights, weights
-
-
-def inverse_cls_attention(router, q, k, v, noise):
-    """The least attended first: the negative control."""
-    weights = of_patches(router, cls_row(q, k))
-    return -weights, weights
-
-
-def sampled_cls_attention(router, q, k, v, noise):
-    """Tokens drawn without replacement, each with chances in proportion to attention ** (1 / temperature): the largest of
-    log(attention) + temperature x Gumbel noise. Outside training the temperature is 0."""
-    weights = of_patches(router, cls_row(q, k))
-    if not router.training or router.temperature == 0:
-        return weights, weights
-    exponential = -ops.Log()(ops.Maximum()(noise, LEAST))
-    return ops.Log()(ops.Maximum()(weights, LEAST)) - router.temperature * ops.Log()(exponential), weights
-
-
-def mixed_cls_attention(router, q, k, v, noise):
-    """At random for an image whose own draw is below `random_share`, else by the attention of [CLS]; outside training always that."""
-    weights = of_patches(router, cls_row(q, k))
-    if not router.training:
-        return weights, weights
-    at_random = ops.Cast()(ops.Less()(columns(noise, router.tokens, 1), router.random_share), ms.float32)
-    return at_random * columns(noise, 0, router.tokens) + (1.0 - at_random) * weights, weights
-
-
-def random(router, q, k, v, noise):
-    """A new draw each step."""
-    return noise, ops.OnesLike()(noise)
-
-
-def grid(router, q, k, v, noise):
-    """Evenly spaced positions."""
-    ranking = ops.BroadcastTo((noise.shape[0], router.tokens))(router.grid)
-    return ranking, ops.OnesLike()(ranking)
+    default: float
+    smallest: float
+    largest: float
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """What the network has to know of a scorer.
+    """What a program has to know of a scorer.
 
     Attributes:
         score: the function.
-        attention: it reads q, k or v, so there must be attention before the route.
-        values: it reads v.
-        noise: columns of the step's noise that it reads for each patch token, and for each image.
+        reads: the signals that it takes, of `SIGNALS`; with any there must be attention before the route.
+        noise: columns of random numbers that it reads for each patch, and for each image.
+        knobs: its own parameters by name.
+        onnx: the same outside training as nodes of a graph, see `weights.onnx_graph.Graph`: a function of graph, step,
+            signals (names of nodes' results) and noise (float32 (columns,), for every image the same) that returns ranking and
+            weights, names or arrays (patches,); None: it cannot be exported to ONNX.
     """
 
-    score: Callable
-    attention: bool = True
-    values: bool = False
+    score: Callable[..., Any]
+    reads: tuple[str, ...] = ()
     noise: tuple[int, int] = (0, 0)
+    knobs: Mapping[str, Knob] = field(default_factory=dict)
+    onnx: Callable[..., Any] | None = None
 
-    def noise_columns(self, tokens: int) -> int:
-        return self.noise[0] * tokens + self.noise[1]
+    @staticmethod
+    def named(name: str) -> Scorer:
+        """Raises ValueError, one line, if there is none of that name."""
+        if name not in SCORERS:
+            raise ValueError(f"{name!r} is not one of {', '.join(SCORERS)}" + nearest(name, SCORERS))
+        return SCORERS[name]
+
+    def noise_columns(self, patches: int) -> int:
+        return self.noise[0] * patches + self.noise[1]
+
+    def settings(self, given: Mapping[str, float]) -> dict[str, float]:
+        """Its parameters, as given or as they are if they are not."""
+        return {name: given.get(name, knob.default) for name, knob in self.knobs.items()}
 
 
-SCORERS = {
-    "cls_attention": Scorer(cls_attention),
-    "cls_attention_value": Scorer(cls_attention_value, values=True),
-    "inverse_cls_attention": Scorer(inverse_cls_attention),
-    "sampled_cls_attention": Scorer(sampled_cls_attention, noise=(1, 0)),
-    "mixed_cls_attention": Scorer(mixed_cls_attention, noise=(1, 1)),
-    "random": Scorer(random, attention=False, noise=(1, 0)),
-    "grid": Scorer(grid, attention=False),
-}
+SCORERS: dict[str, Scorer] = {}
+
+
+def register_scorer(
+    name: str,
+    reads: tuple[str, ...] = (),
+    noise: tuple[int, int] = (0, 0),
+    knobs: Mapping[str, Knob | tuple[float, float, float]] | None = None,
+    onnx: Callable[..., Any] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a function the scorer of a name; what the arguments mean: `Scorer`. A name that exists is replaced.
+
+    Raises:
+        ValueError: a signal that no block gives.
+    """
+    unknown = [signal for signal in reads if signal not in SIGNALS]
+    if unknown:
+        raise ValueError(f"scorer {name}: {unknown[0]!r} is not a signal; there are {', '.join(SIGNALS)}")
+
+    def register(score: Callable[..., Any]) -> Callable[..., Any]:
+        own = {knob: Knob(*limits) for knob, limits in (knobs or {}).items()}
+        SCORERS[name] = Scorer(score, tuple(reads), noise, own, onnx)
+        return score
+
+    return register
+
+
+def cls_row(signals: Mapping[str, Any], layout: Any) -> Any:
+    """[CLS] row of the attention, softmax(q_cls k^T / sqrt(d)), of the patches.
+
+    Computed on its own rather than sliced from the attention map, so it works with any attention kernel.
+
+    Args:
+        signals: `q` and `k`, (B, heads, tokens, d) of a whole sequence; token 0 is [CLS].
+        layout: of the sequence.
+
+    Returns:
+        float32 (B, heads, patches); with what [CLS] attends to besides, each row sums to 1.
+    """
+    batch, heads, tokens, width = signals["k"].shape
+    q = ops.Slice()(signals["q"], (0, 0, 0, 0), (batch, heads, 1, width))
+    logits = ops.BatchMatMul(transpose_b=True)(q * (width**-0.5), signals["k"])
+    row = ops.Reshape()(ops.Softmax(-1)(ops.Cast()(logits, ms.float32)), (batch, heads, tokens))
+    return ops.Slice()(row, (0, 0, layout.prefix), (batch, heads, layout.patches))
+
+
+def of_patches(signal: Any, layout: Any) -> Any:
+    """The patches' part of q, k or v: (B, heads, tokens, d) -> (B, heads, patches, d)."""
+    batch, heads, _, width = signal.shape
+    return ops.Slice()(signal, (0, 0, layout.prefix, 0), (batch, heads, layout.patches, width))
+
+
+def _mean_row_onnx(graph: Any, step: Any, signals: Mapping[str, str], noise: np.ndarray) -> tuple[Any, Any]:
+    weights = graph.op("ReduceMean", signals["cls_row"], axes=[1], keepdims=0)
+    return weights, weights
+
+
+@register_scorer("cls_attention", reads=("cls_row",), onnx=_mean_row_onnx)
+def cls_attention(step: Any, signals: Any, noise: Any, training: bool) -> Any:
+    """The attention of [CLS], mean over heads."""
+    weights = ops.ReduceMean()(signals["cls_row"], 1)
+    return weights, weights
+
+
+def value_norm(v: Any) -> Any:
+    """Euclidean norm of each value vector: (B, heads, tokens, d) -> float32 (B, heads, tokens)."""
+    return ops.Sqrt()(ops.ReduceSum()(ops.Square()(ops.Cast()(v, ms.float32)), -1))
+
+
+def _cls_attention_value_onnx(graph: Any, step: Any, signals: Mapping[str, str], noise: np.ndarray) -> tuple[Any, Any]:
+    norm = graph.op("ReduceL2", signals["v"], axes=[-1], keepdims=0)
+    weights = graph.op("ReduceMean", graph.op("Mul", signals["cls_row"], norm), axes=[1], keepdims=0)
+    return weights, weights
+
+
+@register_scorer("cls_attention_value", reads=("cls_row", "v"), onnx=_cls_attention_value_onnx)
+def cls_attention_value(step: Any, signals: Any, noise: Any, training: bool) -> Any:
+    """Each head's attention of [CLS] times the norm of its value vector, mean over heads."""
+    weights = ops.ReduceMean()(signals["cls_row"] * value_norm(signals["v"]), 1)
+    return weights, weights
+
+
+def _inverse_cls_attention_onnx(graph: Any, step: Any, signals: Mapping[str, str], noise: np.ndarray) -> tuple[Any, Any]:
+    weights, _ = _mean_row_onnx(graph, step, signals, noise)
+    return graph.op("Neg", weights), weights
+
+
+@register_scorer("inverse_cls_attention", reads=("cls_row",), onnx=_inverse_cls_attention_onnx)
+def inverse_cls_attention(step: Any, signals: Any, noise: Any, training: bool) -> Any:
+    """The least attended first: the negative control."""
+    weights = ops.ReduceMean()(signals["cls_row"], 1)
+    return -weights, weights
+
+
+@register_scorer(
+    "sampled_cls_attention", reads=("cls_row",), noise=(1, 0), knobs={"temperature": (1.0, 0, 1000)}, onnx=_mean_row_onnx
+)
+def sampled_cls_attention(step: Any, signals: Any, noise: Any, training: bool) -> Any:
+    """Tokens drawn without replacement, each with chances in proportion to attention ** (1 / temperature): the largest of
+    log(attention) + temperature x Gumbel noise. Outside training the temperature is 0."""
+    weights = ops.ReduceMean()(signals["cls_row"], 1)
+    temperature = step.knobs["temperature"]
+    if not training or temperature == 0:
+        return weights, weights
+    exponential = -ops.Log()(ops.Maximum()(noise, LEAST))
+    return ops.Log()(ops.Maximum()(weights, LEAST)) - temperature * ops.Log()(exponential), weights
+
+
+@register_scorer(
+    "mixed_cls_attention", reads=("cls_row",), noise=(1, 1), knobs={"random_share": (0.5, 0, 1)}, onnx=_mean_row_onnx
+)
+def mixed_cls_attention(step: Any, signals: Any, noise: Any, training: bool) -> Any:
+    """At random for an image whose own draw is below `random_share`, else by the attention of [CLS]; outside training always
+    that."""
+    weights = ops.ReduceMean()(signals["cls_row"], 1)
+    if not training:
+        return weights, weights
+    batch, patches = weights.shape
+    draw = ops.Slice()(noise, (0, patches), (batch, 1))
+    at_random = ops.Cast()(ops.Less()(draw, step.knobs["random_share"]), ms.float32)
+    return at_random * ops.Slice()(noise, (0, 0), (batch, patches)) + (1.0 - at_random) * weights, weights
+
+
+def _random_onnx(graph: Any, step: Any, signals: Mapping[str, str], noise: np.ndarray) -> tuple[Any, Any]:
+    return noise, np.ones_like(noise)
+
+
+@register_scorer("random", noise=(1, 0), onnx=_random_onnx)
+def random(step: Any, signals: Any, noise: Any, training: bool) -> Any:
+    """A new draw each step."""
+    return noise, ops.OnesLike()(noise)
+
+
+def _grid_onnx(graph: Any, step: Any, signals: Mapping[str, str], noise: np.ndarray) -> tuple[Any, Any]:
+    steps = np.arange(step.before.patches + 1) * step.kept // step.before.patches
+    ranking = np.diff(steps).astype(np.float32)
+    return ranking, np.ones_like(ranking)
+
+
+@register_scorer("grid", onnx=_grid_onnx)
+def grid(step: Any, signals: Any, noise: Any, training: bool) -> Any:
+    """Evenly spaced positions: exactly `kept` of them, by the rule of Bresenham's line."""
+    patches, kept = step.before.patches, step.kept
+    row = [(i + 1) * kept // patches - i * kept // patches for i in range(patches)]
+    ranking = ops.BroadcastTo((noise.shape[0], patches))(ms.Tensor([row], ms.float32))
+    return ranking, ops.OnesLike()(ranking)
