@@ -1,21 +1,14 @@
-"""A run as typed data: the only place that knows YAML and the command line.
-
-One YAML file describes a run, any key can be overridden on the command line (`--optim.lr 1e-3`), and whatever is wrong is
-refused here, in one line that names the key, before anything is built.
-"""
+"""A run as typed data. A `Config` made in Python is checked like one that is read from a file (`config.reading`)."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import zlib
-from collections.abc import Callable, Collection
-from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from collections.abc import Collection, Iterable
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict, SettingsError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from skipvit.config.groups import (
     MOST_ACCUMULATION,
@@ -29,14 +22,17 @@ from skipvit.config.groups import (
     LogConfig,
     ModelConfig,
     OptimConfig,
-    PhasesConfig,
+    PhaseConfig,
 )
-from skipvit.routing.routing import Route, Span, resolve
+from skipvit.config.older import translated
+from skipvit.config.phases import ForwardSpec, Phase, counted, forward_names, forwards, resolved
+from skipvit.routing.program import Probe, Program, compile_program
+from skipvit.routing.spec import Route
 from skipvit.util.errors import UsageError
 
 
-def _routes_from_text(value: Any) -> Any:
-    """On the command line the routes are a piece of YAML."""
+def _from_text(value: Any) -> Any:
+    """On the command line routes and phases are a piece of YAML."""
     return yaml.safe_load(value) if isinstance(value, str) else value
 
 
@@ -83,12 +79,13 @@ class Config(BaseSettings):
     """the network"""
     init: InitConfig = InitConfig()
     """weights to start from"""
-    routes: Annotated[list[Route], NoDecode, BeforeValidator(_routes_from_text)] = []
+    routes: Annotated[list[Route], NoDecode, BeforeValidator(_from_text)] = []
     """list of routes as YAML, e.g. '[{start: 4, end: 11, keep_ratio: 0.45, scorer: cls_attention, restore: true, fuse: false}]'"""
     routing: Literal["auto", "gather", "matmul"] = "auto"
     """formulation of the routes; auto: matmul on ascend, gather on cpu"""
-    phases: PhasesConfig = PhasesConfig()
-    """when dense, when routed"""
+    phases: Annotated[list[PhaseConfig], NoDecode, BeforeValidator(_from_text)] = []
+    """stretches of epochs and what differs in them, as YAML, e.g. '[{epochs: 15, routes: []}, {epochs: 285}]'; none: one that differs in
+    nothing"""
     data: DataConfig = DataConfig()
     """what it learns from"""
     augment: AugmentConfig = AugmentConfig()
@@ -106,9 +103,17 @@ class Config(BaseSettings):
     log: LogConfig = LogConfig()
     """what is written down"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _translate(cls, values: Any) -> Any:
+        return translated(values) if isinstance(values, dict) else values
+
     @model_validator(mode="after")
-    def _count_epochs(self) -> Config:
-        self.phases = self.phases.of_epochs(self.optim.epochs)
+    def _check(self) -> Config:
+        """Complete what follows from other keys, and refuse keys that are fine alone and contradict each other."""
+        self.model = self.model.model_copy(update={"image_size": self.model.spec().image_size})
+        self.phases = counted(self.phases, self.optim.epochs)
+        check_together(self)
         return self
 
     @classmethod
@@ -116,29 +121,41 @@ class Config(BaseSettings):
         """Only the file and the command line describe a run; environment variables do not."""
         return (init_settings,)
 
-    def spans(self) -> tuple[Span, ...]:
-        return resolve(self.routes, self.model.shape().depth, self.model.tokens)
+    def resolved_phases(self) -> tuple[Phase, ...]:
+        """Its phases in order: epochs, forward, data."""
+        return resolved(self)
 
-    def phase_lengths(self) -> tuple[int, int, int]:
-        """Epochs of dense warm-up, routed and dense cool-down; without routes everything is dense warm-up."""
-        if not self.routes:
-            return self.optim.epochs, 0, 0
-        warmup, cooldown = self.phases.dense_warmup_epochs, self.phases.dense_cooldown_epochs
-        return warmup, self.optim.epochs - warmup - cooldown, cooldown
+    def forwards(self) -> dict[str, ForwardSpec]:
+        """Every forward that is trained or evaluated, by name."""
+        return forwards(self)
 
-    def trained(self) -> Literal["dense", "routed"]:
+    def trained(self) -> str:
         """The forward that the last phase trains."""
-        return "routed" if self.routes and not self.phases.dense_cooldown_epochs else "dense"
+        return forward_names(self)[-1]
 
-    def main(self) -> Literal["dense", "routed"]:
+    def main(self) -> str:
         """The forward whose accuracy is the run's main figure."""
-        return self.trained() if self.phases.evaluate == "auto" else self.phases.evaluate
+        return self.trained() if self.eval.main == "auto" else self.eval.main
+
+    def evaluated(self) -> tuple[str, ...]:
+        """The forwards whose accuracies are reported."""
+        names = ["dense", *(["routed"] if self.routes else [])] if self.eval.forwards == "auto" else self.eval.forwards
+        return tuple(dict.fromkeys([*names, self.main()]))
 
     def best(self) -> str:
         """The forward whose top-1 decides about the best checkpoint."""
         if self.checkpoint.best != "auto":
             return self.checkpoint.best
         return self.main() + ("_ema" if self.ema.decay else "")
+
+    def program(self, forward: str, probes: Iterable[Probe] = ()) -> Program:
+        """The steps of one of its forwards. Raises ValueError for a route that cannot run."""
+        found = self.forwards()[forward]
+        return compile_program(self.model.spec(), found.routes, forward, found.image_size, probes)
+
+    def noise_width(self) -> int:
+        """Columns of random numbers an image that suffice for all of its forwards."""
+        return max(self.program(name).noise_width for name in self.forwards())
 
     def changed_since(self, before: Config, may_change: Collection[str] = MAY_CHANGE) -> list[str]:
         """Keys that differ from another configuration of the same run, but for some; as it is, those that would change its result."""
@@ -192,186 +209,10 @@ class Config(BaseSettings):
         return zlib.crc32(to_yaml(self.model_copy(update=own)).encode())
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved configuration, every key written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
-
-
-def recipe(name: str) -> str:
-    """Path of a shipped configuration: below the current folder if it is there, else below the project's."""
-    here = Path("configs") / name
-    return str(here if here.is_file() else Path(__file__).parents[3] / here)
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose refusals are one line and name the nearest option."""
-
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
-        if message.startswith("unrecognized arguments") and unknown:
-            message = f"{unknown[0]} is not an option" + nearest(unknown[0], self._option_string_actions)
-        raise UsageError(f"{message} (see --help)")
-
-
-def batch_sizes(text: str) -> list[int]:
-    """The type of an option such as `--batch_sizes 1,4,16`."""
-    sizes = text.split(",")
-    if not all(size.isdecimal() and int(size) for size in sizes):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of batch sizes such as 1,4,16")
-    return [int(size) for size in sizes]
-
-
-def nearest(word: str, known) -> str:
-    """`; did you mean X?` if something known is close to word, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def from_words(
-    parser: argparse.ArgumentParser,
-    words: list[str],
-    config_of: Callable[[argparse.Namespace], str] = lambda options: options.config,
-) -> tuple[Config, argparse.Namespace]:
-    """Parse a command line: the parser's own options, and every key of a run over the file that `config_of` them names.
-
-    Raises:
-        UsageError: as `read`, and an unknown option or a value of the wrong type.
-    """
-    options, check = overriding(parser, words)
-    path = Path(config_of(options))
-    return check(read_yaml(path), str(path)), options
-
-
-def overriding(
-    parser: argparse.ArgumentParser, words: list[str]
-) -> tuple[argparse.Namespace, Callable[[dict[str, Any], str], Config]]:
-    """Parse a command line: the parser's own options, and `checked` with every key of the command line over the values."""
-    source = CliSettingsSource(Config, root_parser=parser)
-    options = parser.parse_args(words)
-    return options, lambda values, where: checked(values, where, source, options)
-
-
-def read(path: Path) -> Config:
-    """Read a YAML file and check the whole.
-
-    Raises:
-        UsageError: a missing or malformed file, an unknown key, a value that is not allowed, keys that contradict each other.
-    """
-    return checked(read_yaml(path), str(path))
-
-
-def checked(
-    values: dict[str, Any],
-    where: str,
-    source: CliSettingsSource | None = None,
-    options: argparse.Namespace | None = None,
-) -> Config:
-    """A run of these values, with the command line over them if there is one.
-
-    Raises:
-        UsageError: as `read`, but for the file; the line begins with `where`.
-    """
-    try:
-        if source is None:
-            config = Config(**values)
-        else:
-            config = CliApp.run(Config, cli_args=options, cli_settings_source=source, **values)
-    except ValidationError as error:
-        raise UsageError(f"{where}: {first_problem(error)}") from None
-    except SettingsError:
-        raise UsageError(
-            "a group such as --model takes no value of its own; set single keys, e.g. --model.depth 6"
-        ) from None
-    except yaml.YAMLError:
-        raise UsageError("--routes is not YAML; e.g. --routes '[{start: 4, end: 11, keep_ratio: 0.45}]'") from None
-    try:
-        _check_together(config)
-    except ValueError as error:
-        raise UsageError(f"{where}: {error}") from None
-    return config
-
-
-class _NoKeyTwice(yaml.SafeLoader):
-    """Of a key that is written twice YAML libraries silently take the last."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(
-    path: Path, about: str = "a config is a mapping of keys such as model, routes, data and optim"
-) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Args:
-        about: what to say where it is none.
-
-    Raises:
-        UsageError: a missing or malformed file, a key that is there twice.
-    """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)
-    except FileNotFoundError:
-        others = [str(p) for p in path.parent.glob("*.yaml")]
-        raise UsageError(f"{path}: no such config file" + nearest(str(path), others)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as a text file ({getattr(error, 'strerror', 'not UTF-8')})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UsageError(f"{path}: {where}not valid YAML ({getattr(error, 'problem', None) or 'malformed'})") from None
-    if not isinstance(values or {}, dict) or not all(isinstance(key, str) for key in values or {}):
-        raise UsageError(f"{path}: {about}")
-    return values or {}
-
-
-def first_problem(error: ValidationError, model: type[BaseModel] = Config) -> str:
-    """The first thing that a config, or another model, gets wrong: its key, what is allowed, what was given; one line."""
-    problem = error.errors(include_url=False)[0]
-    # Positions in unions and the like are strings of the library's own; keys and list positions are the config's.
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{key} is not a key" + nearest(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1], model))
-    if problem["type"] in ("missing", "missing_argument"):
-        return f"{key} is missing"
-    given = repr(problem["input"])
-    given = given if len(given) <= 60 else given[:57] + "..."
-    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {given}".replace("\n", " ")
-
-
-def _known_keys(location: tuple, model: type[BaseModel]) -> list[str]:
-    """Keys that exist at a location such as (), ("optim",) or ("routes", 0)."""
-    if not location:
-        return list(model.model_fields)
-    if location[0] == "routes":
-        return list(Route.__dataclass_fields__)
-    field = model.model_fields.get(str(location[0]))
-    return list(field.annotation.model_fields) if field and hasattr(field.annotation, "model_fields") else []
-
-
-def _check_together(config: Config) -> None:
-    """Keys that are fine alone and contradict each other. Raises ValueError, one line."""
+def check_together(config: Config) -> None:
+    """Keys that are fine alone and contradict each other. Raises ValueError, one line that begins with a key."""
+    _check_forwards(config)
     model, data, optim = config.model, config.data, config.optim
-    size = model.shape()
-    if model.image_size % model.patch:
-        raise ValueError(f"model.patch: {model.patch} does not divide model.image_size {model.image_size}")
-    if size.width % size.heads:
-        raise ValueError(f"model.heads: {size.heads} does not divide the width {size.width}")
-    config.spans()
-    if config.routes and sum(config.phase_lengths()[::2]) >= optim.epochs:
-        raise ValueError(
-            f"phases: {config.phases.dense_warmup_epochs} + {config.phases.dense_cooldown_epochs} dense epochs leave none of "
-            f"optim.epochs {optim.epochs} for the routes; use fewer, or routes: []"
-        )
     if optim.warmup_epochs > optim.epochs:
         raise ValueError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
     if optim.train == "head" and not config.init.weights:
@@ -384,15 +225,41 @@ def _check_together(config: Config) -> None:
         raise ValueError(f"data.path: {data.kind} needs the folder that holds it")
     if data.kind.startswith("cifar") and model.num_classes != int(data.kind[5:]):
         raise ValueError(f"model.num_classes: {data.kind} has {data.kind[5:]} classes, not {model.num_classes}")
-    if config.phases.evaluate == "routed" and not config.routes:
-        raise ValueError("phases.evaluate: there is no routed forward without routes; use auto or dense")
-    if config.checkpoint.best.startswith("routed") and not config.routes:
-        raise ValueError("checkpoint.best: there is no routed forward without routes; use auto or dense")
-    if config.checkpoint.best.endswith("_ema") and not config.ema.decay:
-        raise ValueError(
-            "checkpoint.best: there are no averaged weights with ema.decay 0; use auto, or e.g. --ema.decay 0.999"
-        )
     if data.kind == "shapes" and (model.image_size, model.num_classes) != (32, 10):
-        raise ValueError(
-            "data.kind: shapes are 32 x 32 images of 10 classes; set model.image_size 32, model.num_classes 10"
-        )
+        raise ValueError("data.kind: shapes are 32 x 32 images of 10 classes; set model.image_size 32, model.num_classes 10")
+
+
+def _check_forwards(config: Config) -> None:
+    """Phases, routes, and the names of forwards."""
+    for i, phase in enumerate(config.phases):
+        try:
+            resolved(config.model_copy(update={"phases": [phase.model_copy(update={"epochs": config.optim.epochs})]}))
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            key = ".".join(map(str, problem["loc"]))
+            raise ValueError(f"phases.{i}.augment.{key}: {problem['msg'].lower()}") from None
+        try:
+            compile_program(config.model.spec(), phase.routes or (), image_size=phase.image_size)
+        except ValueError as error:
+            raise ValueError(f"phases.{i}.{error}") from None
+    compile_program(config.model.spec(), config.routes)
+    known = config.forwards()
+    suffixes = ("", "_ema") if config.ema.decay else ("",)
+    best = [name + suffix for name in known for suffix in suffixes]
+    given = {"eval.main": ([config.eval.main], known), "checkpoint.best": ([config.checkpoint.best], best)}
+    given["eval.forwards"] = ([] if config.eval.forwards == "auto" else config.eval.forwards, known)
+    for key, (names, allowed) in given.items():
+        for name in names:
+            if name == "routed" and name not in known:
+                raise ValueError(f"{key}: there is no routed forward without routes; use auto or dense")
+            if name.endswith("_ema") and not config.ema.decay and key == "checkpoint.best":
+                raise ValueError(f"{key}: there are no averaged weights with ema.decay 0; use auto, or e.g. --ema.decay 0.999")
+            if name != "auto" and name not in allowed:
+                raise ValueError(f"{key}: {name} is not a forward of this run; there are {', '.join(allowed)}")
+    if config.checkpoint.best not in ("auto", *(name + s for name in config.evaluated() for s in suffixes)):
+        raise ValueError(f"checkpoint.best: {config.checkpoint.best} is not evaluated; name it in eval.forwards")
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration, every key written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)

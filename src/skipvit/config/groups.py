@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from skipvit.models.sizes import SIZES, Size, SizeName
+from skipvit.models.registry import model_spec
+from skipvit.routing.spec import Route
 
 MOST_ACCUMULATION = 1024
 
@@ -23,32 +24,29 @@ class Group(BaseModel):
 class ModelConfig(Group):
     """The network."""
 
-    size: SizeName = "small"
-    """width, depth and heads as in DeiT: tiny, small, base or large"""
+    name: str = "vit_small_patch16_224"
+    """of the model, as in timm, e.g. vit_tiny_patch16_224, vit_base_patch16_384 (`skipvit.list_models()`)"""
     width: int | None = Field(None, gt=0)
-    """token width, if not the size's"""
+    """token width, if not the model's own"""
     depth: int | None = Field(None, gt=0)
-    """number of blocks, if not the size's"""
+    """number of blocks, if not the model's own"""
     heads: int | None = Field(None, gt=0)
-    """attention heads, if not the size's"""
-    patch: int = Field(16, gt=0)
-    """side of a patch, pixels; divides image_size"""
-    image_size: int = Field(224, gt=0)
-    """side of the square images, pixels"""
+    """attention heads, if not the model's own"""
+    patch: int | None = Field(None, gt=0)
+    """side of a patch, pixels, if not the model's own; divides image_size"""
+    image_size: int | None = Field(None, gt=0)
+    """side of the square images, pixels, if not the model's own"""
     num_classes: int = Field(1000, gt=1)
     """number of classes"""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """stochastic depth of the last block, linear from 0 at the first"""
-    gelu: Literal["tanh", "erf"] = "tanh"
-    """tanh is several times faster on CPU; erf is for weights trained with it (timm, DeiT)"""
+    gelu: Literal["tanh", "erf"] | None = None
+    """tanh (a ViT's, if not given) is several times faster on CPU; erf is for weights trained with it (timm, DeiT)"""
 
-    def shape(self) -> Size:
-        base = SIZES[self.size]
-        return Size(self.width or base.width, self.depth or base.depth, self.heads or base.heads)
-
-    @property
-    def tokens(self) -> int:
-        return (self.image_size // self.patch) ** 2
+    def spec(self) -> Any:
+        """The model's numbers, see `models.vit_spec.ViTSpec`. Raises ValueError, one line, if there is no such network."""
+        values = self.model_dump()
+        return model_spec(values.pop("name"), **values)
 
 
 class InitConfig(Group):
@@ -75,22 +73,19 @@ def _epochs_or_share(value: Any) -> Any:
 Epochs = Annotated[int | str, BeforeValidator(_epochs_or_share)]
 
 
-class PhasesConfig(Group):
-    """When the network trains dense and when routed."""
+class PhaseConfig(Group):
+    """A stretch of epochs, and what differs from the run in it."""
 
-    dense_warmup_epochs: Epochs = 15
-    """epochs trained dense before the routed phase (the paper: 15), or a share of the run, e.g. 5%, rounded to epochs, at least one"""
-    dense_cooldown_epochs: Epochs = 0
-    """epochs trained dense after the routed phase, or a share of the run"""
-    evaluate: Literal["auto", "dense", "routed"] = "auto"
-    """the forward whose accuracy counts; auto: the one that the last phase trains; dense: for routes that are meant for training only"""
-
-    def of_epochs(self, epochs: int) -> PhasesConfig:
-        """The same with shares of the run as whole epochs."""
-        shares = {key: float(value[:-1]) / 100 for key, value in self.model_dump().items() if str(value).endswith("%")}
-        return self.model_copy(
-            update={key: max(1, round(share * epochs)) if share else 0 for key, share in shares.items()}
-        )
+    name: str | None = None
+    """what the log calls it; null: the forward that it trains"""
+    epochs: Epochs | None = None
+    """how long, or a share of the run, e.g. 5%, rounded to epochs, at least one; null: what the other phases leave"""
+    routes: list[Route] | None = None
+    """instead of the run's; []: dense"""
+    image_size: int | None = Field(None, gt=0)
+    """side of the images, pixels, instead of the model's; the position embedding is resized in the graph"""
+    augment: dict[str, Any] = {}
+    """keys of `augment` that differ"""
 
 
 class DataConfig(Group):
@@ -206,7 +201,13 @@ class EmaConfig(Group):
 
 
 class EvalConfig(Group):
-    """Evaluation during training."""
+    """Evaluation during training, and which forward counts."""
+
+    main: str = "auto"
+    """the forward whose accuracy counts; auto: the one that the last phase trains; dense: for routes that are meant for training
+    only"""
+    forwards: Literal["auto"] | list[str] = "auto"
+    """names of the forwards to evaluate; auto: dense, routed (if the run has routes) and the main one"""
 
     every: int = Field(1, gt=0)
     """epochs between evaluations; the last epoch is always evaluated"""
@@ -221,8 +222,9 @@ class CheckpointConfig(Group):
     """a checkpoint within the epoch too, if the last one is older than this"""
     keep: int = Field(3, gt=0)
     """newest checkpoints kept"""
-    best: Literal["auto", "dense", "routed", "dense_ema", "routed_ema"] = "auto"
-    """whose top-1 decides about best.ckpt; auto: of the forward that counts (phases.evaluate), averaged weights if there are"""
+    best: str = "auto"
+    """whose top-1 decides about best.ckpt, e.g. dense or routed_ema; auto: of the forward that counts (eval.main), averaged
+    weights if there are"""
 
 
 class LogConfig(Group):

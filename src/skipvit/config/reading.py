@@ -1,0 +1,132 @@
+"""Configurations from YAML: read whole, checked, and refused in one line that names the file and the key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from skipvit.config.config import Config
+from skipvit.config.groups import PhaseConfig
+from skipvit.config.overrides import over
+from skipvit.routing.spec import Route
+from skipvit.util.errors import UsageError
+from skipvit.util.text import nearest
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+MOST_SHOWN = 60  # characters of a wrong value
+
+
+def recipe(name: str | Path) -> Path:
+    """A configuration's file: as it is named, or below `configs` in the current folder, or the shipped one of that name."""
+    path = Path(name)
+    candidates = (path, Path("configs") / path, RECIPES / str(path).removeprefix("configs/"))
+    return next((candidate for candidate in candidates if candidate.is_file()), path)
+
+
+def list_recipes() -> list[str]:
+    """Names of the shipped configurations."""
+    return sorted(path.name for path in RECIPES.glob("*.yaml"))
+
+
+def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a run's configuration.
+
+    Args:
+        path: a YAML file, or the name of a shipped recipe.
+        overrides: values over the file's, by key: `{"optim.lr": 1e-3, "routes": []}`.
+
+    Raises:
+        UsageError: a missing or malformed file, an unknown key, a value that is not allowed, keys that contradict each other.
+    """
+    found = recipe(path)
+    return checked(over(read_yaml(found), overrides or {}, str(path)), str(path))
+
+
+def checked(values: dict[str, Any], where: str, make: Callable[..., Config] = Config) -> Config:
+    """A run of these values.
+
+    Args:
+        where: begins the line that says what is wrong.
+        make: the class, or what lays a command line over the values.
+
+    Raises:
+        UsageError: as `load_config`, but for the file.
+    """
+    try:
+        return make(**values)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {first_problem(error)}") from None
+
+
+class _NoKeyTwice(yaml.SafeLoader):
+    """Of a key that is written twice YAML libraries silently take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(
+    path: Path, about: str = "a config is a mapping of keys such as model, routes, data and optim"
+) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        about: what to say where it is none.
+
+    Raises:
+        UsageError: a missing or malformed file, a key that is there twice.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)
+    except FileNotFoundError:
+        others = [str(p) for p in path.parent.glob("*.yaml")]
+        raise UsageError(f"{path}: no such config file" + nearest(str(path), others)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as a text file ({getattr(error, 'strerror', 'not UTF-8')})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UsageError(f"{path}: {where}not valid YAML ({getattr(error, 'problem', None) or 'malformed'})") from None
+    if not isinstance(values or {}, dict) or not all(isinstance(key, str) for key in values or {}):
+        raise UsageError(f"{path}: {about}")
+    return values or {}
+
+
+def first_problem(error: ValidationError, model: type[BaseModel] = Config) -> str:
+    """The first thing that a config, or another model, gets wrong: its key, what is allowed, what was given; one line."""
+    problem = error.errors(include_url=False)[0]
+    # Positions in unions and the like are strings of the library's own; keys and list positions are the config's.
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "value_error":  # of our own checks, which name the key
+        return str(problem["ctx"]["error"])
+    if problem["type"] == "route":
+        return f"{key}.{problem['msg']}"
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{key} is not a key" + nearest(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1], model))
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{key} is missing"
+    given = repr(problem["input"])
+    given = given if len(given) <= MOST_SHOWN else given[: MOST_SHOWN - 3] + "..."
+    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {given}".replace("\n", " ")
+
+
+def _known_keys(location: tuple, model: type[BaseModel]) -> list[str]:
+    """Keys that exist at a location such as (), ("optim",), ("phases", 1) or ("routes", 0)."""
+    if not location:
+        return list(model.model_fields)
+    if "routes" in location:
+        return list(Route.model_fields)
+    if location[0] == "phases":
+        return list(PhaseConfig.model_fields)
+    field = model.model_fields.get(str(location[0]))
+    return list(field.annotation.model_fields) if field and hasattr(field.annotation, "model_fields") else []
