@@ -1,64 +1,74 @@
-"""From a configuration to the objects of a run."""
+"""From a configuration to the cells of a run."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, nn
 
 from skipvit.config.config import Config
-from skipvit.engine.optim import AdamW, layer_multipliers, learning_rates
+from skipvit.engine.objectives import CrossEntropy, Mixer
+from skipvit.engine.optim import AdamW, learning_rates
 from skipvit.engine.state import TrainingState
-from skipvit.engine.step import Mixer
-from skipvit.models.vit import ViT
+from skipvit.routing.forward import Forward
+from skipvit.routing.program import Probe
 
 
-def build_network(config: Config, device: str) -> ViT:
+def build_network(config: Config, device: str) -> nn.Cell:
     """The network, with weights drawn from the seed."""
-    formulation = config.routing
-    if formulation == "auto":
-        formulation = "matmul" if device == "ascend" else "gather"
     ms.set_seed(config.seed)
     np.random.seed(config.seed)  # MindSpore draws initial weights with NumPy's global generator
-    model = config.model
-    return ViT(
-        model.shape(),
-        model.image_size,
-        model.patch,
-        model.num_classes,
-        config.routes,
-        formulation,
-        model.drop_path,
-        exact_gelu=model.gelu == "erf",
-        fused_kernels=device == "ascend",
-        dtype=ms.float16 if uses_float16(config, device) else ms.float32,
-    )
+    dtype = ms.float16 if uses_float16(config, device) else ms.float32
+    return config.model.spec().network(device == "ascend", dtype)
+
+
+def build_forward(
+    config: Config,
+    device: str,
+    network: nn.Cell,
+    name: str,
+    outputs: Iterable[str] = ("logits",),
+    probes: Iterable[Probe] = (),
+) -> Forward:
+    """One of the run's forwards over a network, by name."""
+    program = config.program(name, probes)
+    return Forward(network, program, formulation_of(config, device), outputs, config.seed)
+
+
+def formulation_of(config: Config, device: str) -> str:
+    """`gather` or `matmul`, see `routing.select`."""
+    return config.routing if config.routing != "auto" else "matmul" if device == "ascend" else "gather"
 
 
 def uses_float16(config: Config, device: str) -> bool:
     return config.amp.dtype == "float16" or config.amp.dtype == "auto" and device == "ascend"
 
 
-def trained(config: Config, network: nn.Cell) -> list[Parameter]:
+def build_loss(config: Config, forward: nn.Cell, mixes: bool, image_size: int) -> CrossEntropy:
+    """What a phase minimises; mixes: whether its batches are mixed."""
+    return CrossEntropy(forward, config.optim.label_smoothing, Mixer(image_size) if mixes else None)
+
+
+def trained_parameters(config: Config, network: nn.Cell) -> list[Parameter]:
     """The parameters that a run trains; of all others no gradient is ever asked for, so the graph has no backward to them."""
     return [p for p in network.trainable_params() if config.optim.train == "all" or p.name.startswith("head.")]
 
 
-def build_optimizer(config: Config, network: nn.Cell, steps_per_epoch: int, devices: int = 1) -> AdamW:
+def build_optimizer(config: Config, network: nn.Cell, steps_per_epoch: int, world_size: int = 1) -> AdamW:
     """AdamW with the learning rates of the whole run; steps_per_epoch counts batches."""
-    optim = config.optim
-    updates, peak = steps_per_epoch // optim.accumulate, config.peak_lr(devices)
-    rates = learning_rates(optim.epochs * updates, round(optim.warmup_epochs * updates), peak, min(optim.min_lr, peak))
-    parameters = trained(config, network)
-    multipliers = layer_multipliers((p.name for p in parameters), config.model.shape().depth, optim.layer_decay)
-    return AdamW(parameters, rates, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay, multipliers)
+    optim, spec = config.optim, config.model.spec()
+    updates, peak = steps_per_epoch // optim.accumulate, config.peak_lr(world_size)
+    warmup = round(optim.warmup_epochs * updates)
+    rates = learning_rates(optim.epochs * updates, warmup, peak, min(optim.min_lr, peak))
+    parameters = trained_parameters(config, network)
+    multipliers = tuple(optim.layer_decay ** (spec.depth + 1 - spec.layer(p.name)) for p in parameters)
+    decayed = tuple(spec.decays(p.name, p.ndim) for p in parameters)
+    return AdamW(parameters, rates, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay, multipliers, decayed)
 
 
 def build_state(config: Config, optimizer: AdamW, device: str) -> TrainingState:
     amp = config.amp
     scale = amp.loss_scale if uses_float16(config, device) else None
     return TrainingState(optimizer.parameters, config.ema.decay, scale, amp.loss_scale_window, config.optim.accumulate)
-
-
-def build_mixer(config: Config) -> Mixer | None:
-    return Mixer(config.model.image_size) if config.augment.mixes else None

@@ -5,63 +5,42 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from mindspore import nn
 from mindspore.train import Callback, Model
 from tqdm import tqdm
 
+from skipvit.config.config import Config
+from skipvit.config.phases import Phase
 from skipvit.data.batches import Batches
+from skipvit.data.open import batches_of
 from skipvit.data.order import Shard
+from skipvit.data.sources import Source
 from skipvit.engine import checkpoint
+from skipvit.engine.build import build_forward, build_loss
 from skipvit.engine.checkpoint import Position
-from skipvit.engine.distributed import gradient_average, sum_over_devices
-from skipvit.engine.evaluate import Scores, evaluate
-from skipvit.engine.phases import Phase
+from skipvit.engine.devices import gradient_average, sum_over_devices
+from skipvit.engine.metrics import Accuracy, Scores, evaluate
 from skipvit.engine.state import REPORT, TrainingState
-from skipvit.engine.step import EvalStep, Mixer, TrainingLoss, TrainStep
-from skipvit.models.vit import ViT
-from skipvit.runs.run_folder import RunFolder
+from skipvit.engine.step import TrainStep
 from skipvit.util.errors import RunError, Stopped
 from skipvit.util.signals import StopRequest
 
-UPDATES_BETWEEN_CHECKS = (
-    10  # for overflows in a row and, between several devices, for a request to stop: it costs an exchange
-)
+# For overflows in a row and, between several devices, for a request to stop: it costs an exchange.
+UPDATES_BETWEEN_CHECKS = 10
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a training run is made of, as plain values.
+class Splits:
+    """The images of a run, and a checksum of those to train on."""
 
-    Attributes:
-        train_batches: makes the training data from an epoch and a step in it on.
-        val_batches: the validation data.
-        best: the forward whose top-1 decides about the best checkpoint.
-        fingerprint: of the training images, see `data.open.fingerprint`.
-        sink: MindSpore's data sink.
-        mixer, clip_norm, label_smoothing and the others: see the configuration.
-    """
-
-    phases: tuple[Phase, ...]
-    train_batches: Callable[[int, int], Batches]
-    val_batches: Batches
-    mixer: Mixer | None
-    clip_norm: float
-    label_smoothing: float
-    best: str
+    train: Source
+    val: Source
     fingerprint: int = 0
-    accumulate: int = 1
-    sink: bool = False
-    max_overflows: int = 50
-    eval_every: int = 1
-    checkpoint_every: int = 1
-    checkpoint_minutes: float = 10.0
-    checkpoint_keep: int = 3
-    log_steps: int = 50
-    callbacks: tuple[Callback, ...] = ()
 
 
 class StepWatch(Callback):
@@ -70,24 +49,20 @@ class StepWatch(Callback):
     def __init__(self, trainer: Trainer, phase: Phase, batches: Batches):
         super().__init__()
         self.trainer, self.phase, self.batches = trainer, phase, batches
+        self.accumulate = trainer.config.optim.accumulate
         self.epoch, self.step = batches.epoch, batches.first_step  # in batches, not updates
         self.images = batches.batch_size * trainer.shard.world_size
-        self.seen = 0
+        self.seen = self.timed = 0
+        self.begun = time.perf_counter()
         self.compile_s = None
-        self.bar = None
+        self.report = self.bar = None
 
     def on_train_epoch_begin(self, run_context):
-        label = f"epoch {self.epoch + 1}/{self.trainer.plan.phases[-1].end} {self.phase.name}"
-        show = self.trainer.folder.writes
+        label = f"epoch {self.epoch + 1}/{self.trainer.config.optim.epochs} {self.phase.name}"
         self.bar = tqdm(
-            total=self.batches.steps,
-            initial=self.step,
-            desc=label,
-            unit="step",
-            leave=False,
-            disable=None if show else True,
-            file=sys.stderr,
-        )
+            total=self.batches.steps, initial=self.step, desc=label, unit="step", leave=False, file=sys.stderr,
+            disable=None if self.trainer.folder.writes else True,
+        )  # fmt: skip
         self.trainer.state.forget_overflow()  # of an evaluation before this
         if self.step == 0:
             self.trainer.state.begin_epoch()
@@ -96,7 +71,7 @@ class StepWatch(Callback):
 
     def on_train_step_end(self, run_context):
         now = run_context.original_args()
-        done, self.seen = now.cur_step_num - self.seen, now.cur_step_num  # with data sink this is the end of many steps
+        done, self.seen = now.cur_step_num - self.seen, now.cur_step_num  # with data sink the end of many steps
         self.step += done
         self.bar.update(done)
         self.report = now.net_outputs
@@ -106,14 +81,15 @@ class StepWatch(Callback):
             self.begun = time.perf_counter()
         else:
             self.timed += done
-        if self.step % self.trainer.plan.accumulate == 0:
-            self.after_update(self.position(), max(1, done // self.trainer.plan.accumulate))
+        if self.step % self.accumulate == 0:
+            self.after_update(self.position(), max(1, done // self.accumulate))
 
     def after_update(self, position: Position, done: int) -> None:
         """Only here the run can be saved or stopped: gradients that are gathered are of one device."""
         if self.trainer.checks_at(position):
             self.refuse_overflows(position)
-        if position.step // self.trainer.plan.log_steps > (position.step - done) // self.trainer.plan.log_steps:
+        every = self.trainer.config.log.steps
+        if position.step // every > (position.step - done) // every:
             self.trainer.folder.log({"step": position.epoch * position.steps + position.step, **self.values()})
         self.trainer.after_update(position)
 
@@ -130,15 +106,10 @@ class StepWatch(Callback):
         self.epoch, self.step = self.epoch + 1, 0
 
     def position(self) -> Position:
-        plan, each = self.trainer.plan, self.trainer.plan.accumulate
         return Position(
-            self.epoch,
-            self.step // each,
-            self.batches.steps // each,
-            self.trainer.best,
-            plan.fingerprint,
-            self.images * each,
-        )
+            self.epoch, self.step // self.accumulate, self.batches.steps // self.accumulate, self.trainer.best,
+            self.trainer.splits.fingerprint, self.images * self.accumulate,
+        )  # fmt: skip
 
     def values(self) -> dict[str, float]:
         return dict(zip(REPORT, self.report.asnumpy().astype(float).tolist()))
@@ -148,38 +119,76 @@ class StepWatch(Callback):
         if not self.bar.disable and self.timed:
             speed = self.timed * self.images / (time.perf_counter() - self.begun)
             self.bar.set_postfix_str(f"loss {values['loss']:.3f}, {speed:.0f} images/s")
-        if values["overflows_in_a_row"] >= self.trainer.plan.max_overflows:
+        if values["overflows_in_a_row"] >= self.trainer.config.amp.max_overflows:
             saved = self.trainer.save_together(position)
             raise RunError(
-                f"epoch {position.epoch + 1}, step {position.step}: {values['overflows_in_a_row']:.0f} updates in a row were not finite "
-                f"(amp.max_overflows) and the loss scale is down to {values['loss_scale']:g}; the weights before them are "
-                f"{'saved' if saved else 'not saved'}. Begin another run (--name) with a lower optim.lr or --amp.dtype float32"
+                f"epoch {position.epoch + 1}, step {position.step}: {values['overflows_in_a_row']:.0f} updates in a row "
+                f"were not finite (amp.max_overflows) and the loss scale is down to {values['loss_scale']:g}; the weights "
+                f"before them are {'saved' if saved else 'not saved'}. Begin another run (--name) with a lower optim.lr or "
+                f"--amp.dtype float32"
             )
 
 
 class Trainer:
-    """Trains a network through its phases on this process's shard."""
+    """Trains a network through the phases of a configuration on this process's shard.
+
+    Args:
+        folder: takes what is logged and saved, see `runs.folder.RunFolder`.
+        callbacks: of MindSpore, besides this one's own.
+        sink: MindSpore's data sink; None: as the configuration says.
+    """
 
     def __init__(
         self,
-        network: ViT,
+        config: Config,
+        device: str,
+        network: nn.Cell,
         optimizer: nn.Cell,
         state: TrainingState,
-        plan: Plan,
-        folder: RunFolder,
+        splits: Splits,
+        folder: Any,
         shard: Shard = Shard(),
+        callbacks: Sequence[Callback] = (),
+        sink: bool | None = None,
     ):
-        self.network, self.optimizer, self.state = network, optimizer, state
-        self.plan, self.folder, self.shard = plan, folder, shard
-        self.best, self.unsaved = -1.0, False
-        self.saved_at, self.saved_position = time.monotonic(), None
-        average = gradient_average(optimizer.parameters, shard)
-        self.steps = {}
-        for routed in {phase.routed for phase in plan.phases}:
-            loss = TrainingLoss(network, routed, plan.label_smoothing, plan.mixer)
-            self.steps[routed] = TrainStep(loss, optimizer, state, plan.clip_norm, average, shard.world_size)
-        # Trained dense throughout, there is only one forward to evaluate.
-        self.evals = {routed: EvalStep(network, routed) for routed in ((False, True) if network.spans else (False,))}
+        self.config, self.device, self.network, self.optimizer, self.state = config, device, network, optimizer, state
+        self.splits, self.folder, self.shard, self.callbacks = splits, folder, shard, tuple(callbacks)
+        auto = config.data.sink == "on" or config.data.sink == "auto" and device == "ascend"
+        self.sink = auto if sink is None else sink
+        self.phases, self.noise_width = config.resolved_phases(), config.noise_width()
+        self.best, self.unsaved, self.stop = -1.0, False, StopRequest()
+        self.saved_at, self.saved_position, self.written = time.monotonic(), None, None
+        self.average = gradient_average(optimizer.parameters, shard)
+        self.steps: dict[tuple, TrainStep] = {}
+        self.val: dict[int, Batches] = {}
+        self.evals = {name: Accuracy(build_forward(config, device, network, name)) for name in config.evaluated()}
+
+    def step_of(self, phase: Phase) -> TrainStep:
+        """The training step of a phase: one for each distinct forward and kind of batches, over the same weights and moments."""
+        mixes, image_size = phase.config.augment.mixes, phase.config.model.image_size
+        key = phase.forward, mixes
+        if key not in self.steps:
+            forward = build_forward(self.config, self.device, self.network, phase.forward)
+            loss = build_loss(self.config, forward, mixes, image_size)
+            clip, world_size = self.config.optim.clip_norm, self.shard.world_size
+            self.steps[key] = TrainStep(loss, self.optimizer, self.state, clip, self.average, world_size)
+        return self.steps[key]
+
+    def train_batches(self, phase: Phase, epoch: int, step: int) -> Batches:
+        make = batches_of(
+            phase.config, self.splits.train, self.noise_width, True, self.shard, listing=self.folder.broken
+        )
+        return make(epoch, step)
+
+    def val_batches(self, image_size: int) -> Batches:
+        if image_size not in self.val:
+            model = self.config.model.model_copy(update={"image_size": image_size})
+            config = self.config.model_copy(update={"model": model})
+            make = batches_of(
+                config, self.splits.val, self.noise_width, False, self.shard, listing=self.folder.broken_val
+            )
+            self.val[image_size] = make()
+        return self.val[image_size]
 
     def parameters(self) -> list:
         """Everything that a checkpoint holds."""
@@ -193,8 +202,8 @@ class Trainer:
             RunError: too many broken images, too many overflows, a loss that is not a number, no checkpoint at the end.
         """
         self.best = begin.best
-        with StopRequest() as self.stop:
-            for phase in self.plan.phases:
+        with self.stop:
+            for phase in self.phases:
                 self.run_phase(phase, begin)
         if self.unsaved:
             raise RunError(
@@ -203,11 +212,13 @@ class Trainer:
 
     def run_phase(self, phase: Phase, begin: Position) -> None:
         first, step = (begin.epoch, begin.step) if begin.epoch >= phase.first else (phase.first, 0)
-        model = Model(self.steps[phase.routed])
-        if first < phase.end and step:
+        if first >= phase.end:
+            return
+        model = Model(self.step_of(phase))
+        if step:
             # The rest of an epoch is a data set of its own: all passes of one have the same length.
             if step < begin.steps:
-                self.stretch(model, phase, first, step * self.plan.accumulate, 1)
+                self.stretch(model, phase, first, step * self.config.optim.accumulate, 1)
             else:
                 self.after_epoch(phase, begin, {"train_loss": self.state.mean_loss()})
             first += 1
@@ -215,12 +226,11 @@ class Trainer:
             self.stretch(model, phase, first, 0, phase.end - first)
 
     def stretch(self, model: Model, phase: Phase, epoch: int, step: int, epochs: int) -> None:
-        batches = self.plan.train_batches(epoch, step)
+        batches = self.train_batches(phase, epoch, step)
         watch = StepWatch(self, phase, batches)
+        callbacks = [watch, *self.callbacks]
         try:
-            model.train(
-                epochs, batches.dataset(), callbacks=[watch, *self.plan.callbacks], dataset_sink_mode=self.plan.sink
-            )
+            model.train(epochs, batches.dataset(), callbacks=callbacks, dataset_sink_mode=self.sink)
         except RuntimeError as error:
             raise batches.explain(error) from error
         finally:
@@ -235,7 +245,8 @@ class Trainer:
         """Save if it is time, stop if it was asked for."""
         if self.asked_to_stop(position):
             self.stop_at(position)
-        if time.monotonic() - self.saved_at > 60 * self.plan.checkpoint_minutes and position.step < position.steps:
+        due = time.monotonic() - self.saved_at > 60 * self.config.checkpoint.minutes
+        if due and position.step < position.steps:
             self.save(position)
 
     def asked_to_stop(self, position: Position) -> bool:
@@ -265,9 +276,8 @@ class Trainer:
         self.saved_at, self.saved_position = time.monotonic(), (position.epoch, position.step)
         if self.folder.writes:
             try:
-                self.written = checkpoint.save(
-                    self.folder.checkpoints, position, self.parameters(), self.plan.checkpoint_keep
-                )
+                keep = self.config.checkpoint.keep
+                self.written = checkpoint.save(self.folder.checkpoints, position, self.parameters(), keep)
                 self.unsaved = False
             except RunError as error:
                 self.unsaved = True
@@ -275,26 +285,22 @@ class Trainer:
 
     def after_epoch(self, phase: Phase, position: Position, record: dict) -> None:
         """Save, evaluate, log. A run that is resumed here does it again, from the same weights, with the same result."""
-        epoch, last = position.epoch + 1, self.plan.phases[-1].end
-        if epoch % self.plan.checkpoint_every == 0 or epoch == last:
+        epoch, last = position.epoch + 1, self.config.optim.epochs
+        if epoch % self.config.checkpoint.every == 0 or epoch == last:
             self.save(position)
-        record = {
-            "epoch": epoch,
-            "phase": phase.name,
-            "trained": "routed" if phase.routed else "dense",
-            "steps": position.steps * self.plan.accumulate,
-            **record,
-        }
-        if epoch % self.plan.eval_every == 0 or epoch == last:
+        steps = position.steps * self.config.optim.accumulate
+        record = {"epoch": epoch, "phase": phase.name, "trained": phase.forward, "steps": steps, **record}
+        if epoch % self.config.eval.every == 0 or epoch == last:
             record["val"] = {name: scores.as_dict() for name, scores in self.evaluate(position).items()}
             self.refuse_nonsense(epoch, record)
             # Equal counts too: it may be the same evaluation again, after a run that was killed before it kept its best.
-            if record["val"][self.plan.best]["top1"] >= self.best:
-                self.best = record["val"][self.plan.best]["top1"]
+            top1 = record["val"][self.config.best()]["top1"]
+            if top1 >= self.best:
+                self.best = top1
                 self.keep_best(replace(position, best=self.best))
             record["best_top1"] = self.best
         self.folder.log(record)
-        self.folder.draw_curves(self.plan.phases)
+        self.folder.draw_curves(self.phases)
         self.print_line(f"epoch {epoch}/{last} {phase.name}", record)
 
     def keep_best(self, position: Position) -> None:
@@ -307,9 +313,10 @@ class Trainer:
                 self.folder.warn(str(error))
 
     def evaluate(self, position: Position) -> dict[str, Scores]:
-        """Scores of the dense forward and, if there are routes, the routed one; with the averaged weights too, if there are."""
+        """Scores of each forward that is reported; with the averaged weights too, if there are."""
+        result: dict[str, Scores] = {}
         try:
-            result = self.evaluate_forwards("")
+            result |= self.evaluate_forwards("")
             if self.state.ema is not None:
                 with self.state.averaged():
                     result |= self.evaluate_forwards("_ema")
@@ -320,10 +327,10 @@ class Trainer:
     def evaluate_forwards(self, suffix: str) -> dict[str, Scores]:
         # Several devices agree about stopping with the next steps.
         interrupted = (lambda: self.stop.name is not None) if self.shard.world_size == 1 else (lambda: False)
-        result = {}
-        for routed, step in self.evals.items():
-            name = ("routed" if routed else "dense") + suffix
-            result[name] = evaluate(step, self.plan.val_batches, self.shard, f"evaluating {name}", interrupted)
+        result, forwards = {}, self.config.forwards()
+        for name, step in self.evals.items():
+            batches, label = self.val_batches(forwards[name].image_size), f"evaluating {name}{suffix}"
+            result[name + suffix] = evaluate(step, batches, self.shard, label, interrupted)
         return result
 
     def refuse_nonsense(self, epoch: int, record: dict) -> None:
@@ -331,26 +338,21 @@ class Trainer:
             if not math.isfinite(scores["loss"]):
                 text = f"epoch {epoch}: the {name} validation loss is not a number"
                 if name == record["trained"]:
-                    raise RunError(
-                        f"{text}; begin another run (--name) with a lower optim.lr, best.ckpt is from before"
-                    )
+                    raise RunError(f"{text}; begin another run (--name) with a lower optim.lr, best.ckpt is from before")
                 self.folder.warn(text)
 
     def print_line(self, label: str, record: dict) -> None:
         """One line an epoch."""
-        if self.folder.writes:
-            parts = [f"loss {record['train_loss']:.3f}" if record.get("train_loss") is not None else "no finite loss"]
-            if "val" in record:
-                parts.append(
-                    "top-1 " + ", ".join(f"{name} {scores['top1']:.2f} %" for name, scores in record["val"].items())
-                )
-            if record.get("images_per_s"):
-                parts.append(f"{record['images_per_s']:.0f} images/s")
-            if record.get("overflows"):
-                parts.append(f"{record['overflows']:.0f} updates skipped, loss scale {record['loss_scale']:g}")
-            text = f"{label}: {', '.join(parts)}"
-            print(
-                text
-                + (f" (first step {record['first_step_s']:.0f} s)" if (record.get("first_step_s") or 0) > 5 else ""),
-                flush=True,
-            )
+        if not self.folder.writes:
+            return
+        known = record.get("train_loss") is not None
+        parts = [f"loss {record['train_loss']:.3f}" if known else "no finite loss"]
+        if "val" in record:
+            scores = (f"{name} {scores['top1']:.2f} %" for name, scores in record["val"].items())
+            parts.append(f"top-1 {', '.join(scores)}")
+        if record.get("images_per_s"):
+            parts.append(f"{record['images_per_s']:.0f} images/s")
+        if record.get("overflows"):
+            parts.append(f"{record['overflows']:.0f} updates skipped, loss scale {record['loss_scale']:g}")
+        first = record.get("first_step_s") or 0
+        print(f"{label}: {', '.join(parts)}" + (f" (first step {first:.0f} s)" if first > 5 else ""), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 
 import mindspore as ms
 import numpy as np
@@ -12,30 +11,11 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 def learning_rates(steps: int, warmup_steps: int, peak: float, final: float) -> np.ndarray:
     """Linear warm-up to `peak`, then a half cosine to `final`: float64 (steps,), the rate of each step.
 
-    Step t of the warm-up has peak * (t + 1) / warmup_steps; the last step of the run has `final`.
+    Step t of the warm-up has peak * (t + 1) / warmup_steps; the last step of a run that goes on beyond it by two or more has `final`.
     """
     warmup = peak * (np.arange(warmup_steps) + 1) / max(1, warmup_steps)
     progress = np.linspace(0, 1, max(0, steps - warmup_steps))
     return np.concatenate([warmup, final + (peak - final) * 0.5 * (1 + np.cos(np.pi * progress))])[:steps]
-
-
-def decays(parameter: Parameter) -> bool:
-    """Whether weight decay applies: matrices yes; biases, norms, [CLS] and the position embedding no."""
-    return parameter.ndim == 2
-
-
-def layer_multipliers(names: Iterable[str], depth: int, decay: float) -> tuple[float, ...]:
-    """Learning-rate multiplier of each parameter of a ViT: decay ** (layers above its own), as BEiT (arXiv 2106.08254) and MAE have it.
-
-    Embeddings and [CLS] are layer 0, block i is layer i + 1, the last norm and the head are layer depth + 1: they have 1.
-    """
-
-    def layer(name: str) -> int:
-        if name.startswith("blocks."):
-            return int(name.split(".")[1]) + 1
-        return 0 if name.startswith(("cls_token", "pos_embed", "patch_embed.")) else depth + 1
-
-    return tuple(decay ** (depth + 1 - layer(name)) for name in names)
 
 
 _update = ops.MultitypeFuncGraph("update")
@@ -65,7 +45,7 @@ def _(lost, multiplier, p):
 
 
 class AdamW(nn.Cell):
-    """Adam with bias correction and decoupled weight decay, every matrix decayed by lr * weight_decay.
+    """Adam with bias correction and decoupled weight decay, what decays by lr * weight_decay.
 
     The bias corrections depend on the step alone; they are folded, in float64, into a table of step sizes and epsilons:
     m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) = (sqrt(1 - b2^t) / (1 - b1^t)) m / (sqrt(v) + eps sqrt(1 - b2^t)).
@@ -74,6 +54,7 @@ class AdamW(nn.Cell):
         parameters: what to train.
         rates: float64 (steps,), learning rate of each step; beyond it the last one holds.
         multipliers: of each parameter's learning rate, and so of its decay; None: all 1.
+        decayed: which parameters weight decay applies to; None: the matrices.
 
     Its own parameters, `optimizer.*`, belong to a checkpoint: moments and step.
     """
@@ -87,6 +68,7 @@ class AdamW(nn.Cell):
         epsilon: float,
         weight_decay: float,
         multipliers: tuple[float, ...] | None = None,
+        decayed: tuple[bool, ...] | None = None,
     ):
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
@@ -102,10 +84,12 @@ class AdamW(nn.Cell):
         self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
         self.no_power = Tensor(0.0, ms.float32)  # the correction is in the table already
         self.decay = Tensor(weight_decay, ms.float32)
-        self.matrices = ParameterTuple(p for p in self.parameters if decays(p)) if weight_decay else ()
+        decayed = decayed or tuple(p.ndim == 2 for p in self.parameters)
+        matrices = [p for p, decays in zip(self.parameters, decayed) if decays]
+        self.matrices = ParameterTuple(matrices) if weight_decay and matrices else ()
         scaled = multipliers is not None and any(multiplier != 1 for multiplier in multipliers)
         self.multipliers = multipliers if scaled else None  # without, the graph has no trace of them
-        self.of_matrices = tuple(m for m, p in zip(multipliers, self.parameters) if decays(p)) if scaled else None
+        self.of_matrices = tuple(m for m, decays in zip(multipliers, decayed) if decays) if scaled else None
 
     def construct(self, gradients, scale):
         """Update with gradients * scale (a float32 scalar); returns the learning rate used, float32 scalar."""

@@ -6,15 +6,42 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
 from skipvit.data.batches import Batches
 from skipvit.data.order import Shard
-from skipvit.engine.distributed import sum_over_devices
-from skipvit.engine.step import EvalStep
+from skipvit.engine.devices import sum_over_devices
 from skipvit.util.errors import RunError, Stopped
+
+
+class Accuracy(nn.Cell):
+    """Sums over a batch of a forward: float32 (4,), loss, top-1 hits, top-5 hits, images.
+
+    Images with a negative label are padding and count for nothing.
+    """
+
+    def __init__(self, forward: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.forward = forward
+        self.one, self.zero = Tensor(1.0, ms.float32), Tensor(0.0, ms.float32)
+
+    def construct(self, images, labels, noise):
+        log_p = ops.LogSoftmax()(ops.Cast()(self.forward(images, noise), ms.float32))
+        batch, classes = log_p.shape
+        counts = ops.Cast()(ops.GreaterEqual()(labels, 0), ms.float32)
+        target = ops.OneHot()(ops.Maximum()(labels, 0), classes, self.one, self.zero)
+        of_label = ops.ReduceSum(keep_dims=True)(log_p * target, 1)
+        # Rank of the true class, by the classes that it beats: a tie and a NaN count against the network.
+        beaten = ops.ReduceSum()(ops.Cast()(ops.Less()(log_p, of_label), ms.float32), 1)
+        better = classes - 1.0 - beaten
+        top1 = ops.Cast()(ops.Less()(better, 1.0), ms.float32)
+        top5 = ops.Cast()(ops.Less()(better, 5.0), ms.float32)
+        loss = -ops.Reshape()(of_label, (batch,))
+        sums = ops.Stack()((loss, top1, top5, ops.OnesLike()(loss))) * ops.Reshape()(counts, (1, batch))
+        return ops.ReduceSum()(sums, 1)
 
 
 @dataclass(frozen=True)
@@ -32,7 +59,7 @@ class Scores:
 
 
 def evaluate(
-    step: EvalStep,
+    step: Accuracy,
     batches: Batches,
     shard: Shard = Shard(),
     label: str = "eval",
@@ -44,7 +71,7 @@ def evaluate(
         Stopped: `interrupted` says so, between two batches.
         RunError: too many broken images.
     """
-    training = step.network.training
+    training = step.forward.training
     step.set_train(False)
     sums, timed, begun = np.zeros(4), 0, time.perf_counter()
     bar = tqdm(batches, total=batches.steps, desc=label, leave=False, disable=None, unit="batch")
