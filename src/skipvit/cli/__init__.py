@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Callable
 
+from skipvit.util import log
 from skipvit.util.errors import RunError, Stopped, UsageError
 
 COMMANDS = {
-    "train": ("skipvit.engine.train", "train a network as a config says"),
-    "eval": ("skipvit.cli.eval", "top-1 and top-5 of a trained network, dense and routed"),
+    "train": ("skipvit.cli.train", "train a network as a config says"),
+    "eval": ("skipvit.cli.eval", "top-1 and top-5 of a trained network, forward by forward"),
     "launch": ("skipvit.ascend.launch", "train or evaluate on several devices, as run_distributed.sh"),
     "predict": (
         "skipvit.insight.predict",
@@ -47,6 +48,7 @@ def run(command: str, words: list[str]) -> int:
             "warning: MS_COMPILER_CACHE_ENABLE is left out: the cache would train with another run's learning rate",
             file=sys.stderr,
         )
+    log.show()
     return exit_code(lambda: importlib.import_module(COMMANDS[command][0]).main(words))
 
 

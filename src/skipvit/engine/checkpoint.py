@@ -25,6 +25,7 @@ from skipvit.util.errors import RunError, UsageError
 
 NOT_MODEL = ("optimizer.", "trainer.", "ema.")
 BEST = "best.ckpt"
+OLD_IMAGES = "trainer.position.pictures"  # as earlier versions called it
 _NAME = re.compile(r"epoch_(\d{4,})_step_(\d{6,})\.ckpt")
 
 
@@ -70,15 +71,17 @@ def save(folder: Path, position: Position, parameters: Iterable[Parameter], keep
     unique = {p.name: p for p in parameters}
     entries = [{"name": name, "data": Tensor(p.asnumpy())} for name, p in unique.items()]
     _write(path, entries + position.entries())
-    names = [other for other in saved(folder) if other != path]
-    others = [p for p in names if _place(p) > _place(path)] + [p for p in names if _place(p) < _place(path)]
-    for old in others[: max(0, len(others) - (keep - 1))]:
+    others = [other for other in saved(folder) if other != path]
+    later = [other for other in others if _place(other) > _place(path)]
+    before = [other for other in others if _place(other) < _place(path)]
+    for old in [*later, *before[: max(0, len(before) - (keep - 1))]]:
         _remove(old)
     return path
 
 
 def _write(path: Path, entries: list[dict]) -> None:
     partial = path.parent / f".partial.{path.name}"
+    before = logging.root.manager.disable
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_partial(path.parent)  # of a run that was killed while it wrote
@@ -93,7 +96,7 @@ def _write(path: Path, entries: list[dict]) -> None:
         reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"{path}: checkpoint not written ({reason}); free some space") from None
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def _remove_partial(folder: Path) -> None:
@@ -152,8 +155,10 @@ def read(path: Path) -> dict[str, np.ndarray]:
         UsageError: no such file.
         Damaged: the file is not whole, or no checkpoint.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UsageError(f"{path}: no such checkpoint")
+    if not path.is_file():
+        raise Damaged(f"{path}: not a whole checkpoint (it is no file); use an older one")
     try:
         entries = ms.load_checkpoint(str(path), crc_check=True)
     except Exception as error:  # MindSpore raises many kinds for a damaged file
@@ -183,6 +188,8 @@ def read_run(path: Path) -> Checkpoint:
         UsageError, Damaged: as `read`; UsageError: one that does not say where its run stood.
     """
     entries = read(path)
+    if OLD_IMAGES in entries:
+        entries["trainer.position.images"] = entries.pop(OLD_IMAGES)
     names = {field.name: f"trainer.position.{field.name}" for field in dataclasses.fields(Position)}
     if not set(names.values()) <= set(entries):
         raise UsageError(

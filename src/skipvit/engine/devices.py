@@ -44,8 +44,7 @@ def start(device: str, deterministic: bool = False) -> tuple[str, Shard]:
     if deterministic and ms.get_context("deterministic") != "ON":  # MindSpore takes it once, before the devices join
         ms.set_deterministic(True)
     processes.end_with_launcher()
-    # MS_WORKER_NUM is of msrun, RANK_SIZE of a start by rank table.
-    if max(int(os.environ.get(name) or 1) for name in ("MS_WORKER_NUM", "RANK_SIZE")) <= 1:
+    if world_size() <= 1:
         return chosen, Shard()
     try:
         communication.init("hccl" if chosen == "ascend" else "mccl")
@@ -97,3 +96,13 @@ def sum_over_devices(values: np.ndarray, shard: Shard) -> np.ndarray:
     if shard.world_size == 1:
         return values
     return _all_sum()(Tensor(values.astype(np.float32))).asnumpy().astype(np.float64)
+
+
+def rank() -> int:
+    """This process's number in the run; 0 of a single one."""
+    return int(os.environ.get("RANK_ID") or 0) if world_size() > 1 else 0
+
+
+def world_size() -> int:
+    """How many processes the run has. MS_WORKER_NUM is of msrun, RANK_SIZE of a start by rank table."""
+    return max(int(os.environ.get(name) or 1) for name in ("MS_WORKER_NUM", "RANK_SIZE"))

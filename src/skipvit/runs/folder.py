@@ -7,22 +7,20 @@ import math
 import os
 import platform
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import mindspore
 import numpy
-from matplotlib.figure import Figure
-from tqdm import tqdm
 
 import skipvit
-from skipvit.engine.phases import Phase
+from skipvit.config.phases import Phase
+from skipvit.runs.curves import curves
 from skipvit.runs.events import Events
 from skipvit.util.errors import UsageError
-from skipvit.util.files import is_locked, lock, make_folder, replacing, write_whole
-
-FORWARDS = ("dense", "routed", "dense_ema", "routed_ema")
+from skipvit.runs.run import read_records
+from skipvit.util.files import lock, make_folder, replacing, write_whole
+from skipvit.util.log import log
 
 
 class RunFolder:
@@ -58,10 +56,6 @@ class RunFolder:
         self.lock = lock(
             self.path / ".lock", f"{self.path}: another process trains in it; wait for its end or stop it"
         )
-
-    def in_use(self) -> bool:
-        """Whether another process trains in it."""
-        return is_locked(self.path / ".lock")
 
     def release(self) -> None:
         """The opposite of `claim`, and the end of the TensorBoard events."""
@@ -137,30 +131,14 @@ class RunFolder:
             self.warn(f"{self.path}: a line of the log could not be written ({error.strerror})")
 
     def warn(self, text: str) -> None:
-        """A line on stderr, above the progress bar."""
-        tqdm.write(f"warning: {text}", file=sys.stderr)
-
-    def records(self) -> list[dict]:
-        """The epochs of `metrics.jsonl`, in order; where one was evaluated twice (after a resume), later values win."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-        by_epoch: dict[int, dict] = {}
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # a line that a killed run left unfinished
-            if isinstance(record, dict) and isinstance(record.get("epoch"), int):
-                known = {name: value for name, value in record.items() if value is not None}
-                by_epoch[record["epoch"]] = by_epoch.get(record["epoch"], {}) | known
-        return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+        log.warning(text)
 
     def draw_curves(self, phases: tuple[Phase, ...]) -> None:
         """`curves.png`: loss, accuracy, learning rate, throughput, loss scale and skipped updates over epochs."""
         if self.writes:
             try:
                 with replacing(self.path / "curves.png") as partial:
-                    curves(self.records(), phases).savefig(partial, dpi=110)
+                    curves(read_records(self.path), phases).savefig(partial, dpi=110)
             except OSError as error:
                 self.warn(f"{self.path / 'curves.png'}: not written ({error.strerror})")
 
@@ -186,40 +164,3 @@ def _finite(value):
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def curves(records: list[dict], phases: tuple[Phase, ...]) -> Figure:
-    """A figure of a run's records (see `loop.Trainer`), one panel a quantity, phase boundaries marked."""
-    figure = Figure(figsize=(14, 7), layout="constrained")
-    axes = figure.subplots(2, 3).flat
-    epochs = [record["epoch"] for record in records]
-    panels = (
-        ("loss", [("training", "train_loss"), *((f"validation {name}", (name, "loss")) for name in FORWARDS)]),
-        ("top-1, %", [(name, (name, "top1")) for name in FORWARDS]),
-        ("learning rate", [("", "lr")]),
-        ("training images/s", [("", "images_per_s")]),
-        ("loss scale", [("", "loss_scale")]),
-        ("updates skipped", [("", "overflows")]),
-    )
-    for axis, (title, series) in zip(axes, panels):
-        for label, key in series:
-            points = [(epoch, _value(record, key)) for epoch, record in zip(epochs, records)]
-            points = [point for point in points if point[1] is not None]
-            if points:
-                axis.plot(*zip(*points), marker="o", markersize=3, label=label)
-        for phase in phases[1:]:
-            axis.axvline(phase.first + 0.5, color="grey", linestyle=":", linewidth=1)
-        axis.set_title(title)
-        axis.set_xlabel("epoch")
-        axis.grid(alpha=0.3)
-        if len(series) > 1 and axis.lines[: len(axis.lines) - len(phases[1:])]:
-            axis.legend()
-        if title == "loss scale":
-            axis.set_yscale("log", base=2)
-    return figure
-
-
-def _value(record: dict, key):
-    for part in (key,) if isinstance(key, str) else ("val", *key):
-        record = record.get(part) if record is not None else None
-    return record
