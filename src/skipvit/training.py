@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +12,9 @@ from mindspore import nn
 
 from skipvit.config.config import Config, to_yaml
 from skipvit.config.reading import load_config
-from skipvit.data.open import evenly_spaced, fingerprint, open_source, refuse_other_classes, sample
+from skipvit.data.open import fingerprint, open_source, refuse_other_classes, sample
 from skipvit.data.order import Shard, training_steps
+from skipvit.data.sources.arrays import evenly_spaced
 from skipvit.engine import checkpoint, devices
 from skipvit.engine.build import build_forward, build_network, build_optimizer, build_state
 from skipvit.engine.checkpoint import Checkpoint, Position
@@ -249,7 +249,7 @@ def finish(config: Config, device: str, network: nn.Cell, folder: RunFolder, spl
 def draw_kept(config: Config, device: str, network: nn.Cell, splits: Splits, name: str):
     """Figure of validation images, evenly spaced over the set, with what a forward keeps and predicts."""
     program = config.program(name)
-    chosen: Sequence[int] = evenly_spaced(splits.val, SHOWN)
+    chosen = evenly_spaced(splits.val, SHOWN)
     images, labels, noise = sample(config, splits.val, chosen, config.noise_width())
     slots = [f"routes.{step.route}.slots" for step in program.selections]
     found = build_forward(config, device, network, name, ("logits", *slots)).by_name(images, noise)

@@ -33,7 +33,7 @@ COMMANDS = {
     ),
     "audit": ("skipvit.ascend.audit", "operators that an Ascend 910A would run slowly or not at all; needs no device"),
     "importance": ("skipvit.insight.importance", "measure what a trained network keeps: objects, deletion, stability"),
-    "convert": ("skipvit.weights.convert", "timm weights (.safetensors) to a checkpoint, and back"),
+    "convert": ("skipvit.cli.convert", "timm weights (.safetensors) to a checkpoint, and back"),
     "doctor": ("skipvit.ascend.doctor", "check this machine: versions, devices, data, a training step"),
 }
 

@@ -9,7 +9,6 @@ from mindspore import ParameterTuple, Tensor, amp, nn, ops
 from skipvit.engine.devices import AllSum
 from skipvit.engine.state import TrainingState
 
-
 _sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
 
 

@@ -6,29 +6,38 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from skipvit.config.config import Config
-from skipvit.engine.build import build_mixer, build_optimizer, build_state
-from skipvit.engine.step import TrainingLoss, TrainStep
+from skipvit.data.order import Shard
+from skipvit.engine.build import build_forward, build_loss, build_optimizer, build_state
+from skipvit.engine.devices import gradient_average
+from skipvit.engine.step import TrainStep
 
 UPDATES_PER_EPOCH = 100  # only shapes the learning rate, which costs no time
 
 
-def training_step(config: Config, device: str, network: nn.Cell, routed: bool) -> TrainStep:
-    """The training step of one device as the config says, with the optimizer and the state that belong to it."""
-    optimizer = build_optimizer(config, network, UPDATES_PER_EPOCH * config.optim.accumulate)
-    loss = TrainingLoss(network, routed, config.optim.label_smoothing, build_mixer(config))
-    return TrainStep(loss, optimizer, build_state(config, optimizer, device), config.optim.clip_norm).set_train()
+def training_step(config: Config, device: str, network: nn.Cell, name: str, world_size: int = 1) -> TrainStep:
+    """The training step of one of the run's forwards, with an optimizer and a state of its own.
+
+    Args:
+        name: of the forward.
+        world_size: devices that average their gradients.
+    """
+    optimizer = build_optimizer(config, network, UPDATES_PER_EPOCH * config.optim.accumulate, world_size)
+    forward, image_size = build_forward(config, device, network, name), config.forwards()[name].image_size
+    loss = build_loss(config, forward, any(phase.config.augment.mixes for phase in config.resolved_phases()), image_size)
+    average = gradient_average(optimizer.parameters, Shard(0, world_size))
+    state = build_state(config, optimizer, device)
+    return TrainStep(loss, optimizer, state, config.optim.clip_norm, average, world_size).set_train()
 
 
-def random_batch(config: Config, noise_width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a training step takes, `data.batch_size` images of no mixing.
+def random_batch(config: Config, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the training step of a forward takes, `data.batch_size` images of no mixing.
 
     Returns:
-        images uint8 (B, S, S, 3), labels int32 (B,), noise float32 (B, noise_width), mixing float32 (6,).
+        images uint8 (B, S, S, 3), labels int32 (B,), noise float32 (B, noise width), mixing float32 (6,).
     """
-    model, rng = config.model, np.random.default_rng(config.seed)
-    batch = config.data.batch_size
-    images = rng.integers(0, 256, (batch, model.image_size, model.image_size, 3), np.uint8)
-    labels = rng.integers(0, model.num_classes, batch).astype(np.int32)
-    noise = rng.random((batch, noise_width), np.float32)
+    batch, size, rng = config.data.batch_size, config.forwards()[name].image_size, np.random.default_rng(config.seed)
+    images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
+    labels = rng.integers(0, config.model.num_classes, batch).astype(np.int32)
+    noise = rng.random((batch, config.noise_width()), np.float32)
     unmixed = np.array([1, 0, 0, 0, 0, 1], np.float32)
     return Tensor(images), Tensor(labels), Tensor(noise), Tensor(unmixed)

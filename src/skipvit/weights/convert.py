@@ -20,7 +20,6 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from skipvit.config.config import OneLineParser
 from skipvit.engine.checkpoint import NOT_MODEL
 from skipvit.util.errors import RunError, UsageError
 
@@ -29,21 +28,6 @@ KERNEL = "patch_embed.proj.weight"
 HEAD = ("head.weight", "head.bias")
 LISTED_NAMES = 8
 WRITE_ERRORS = (OSError, RuntimeError, ValueError, safetensors.SafetensorError)
-
-DESCRIPTION = """\
-Turn timm or DeiT weights (.safetensors) into a MindSpore checkpoint (.ckpt) of this project's ViT, or back.
-The endings of the two files decide the direction; depth, width, patch, image and classes are read from the source.
-Weights are kept bit for bit in float32 (float16 and bfloat16 are widened to it, which loses nothing).
-Entries of a training checkpoint that are not the model's (optimizer.*, trainer.*) are left out."""
-
-EPILOG = """\
-example:
-  skipvit convert deit_small.safetensors deit_small.ckpt
-
-timm's ViTs are trained with the exact (erf) GELU: run their weights with --model.gelu erf. Two more things are not part of
-the weights: the number of heads (in timm and DeiT a head is 64 wide), and the normalisation of images (ours is
-ImageNet's mean and deviation, as in DeiT; timm's augreg weights were trained with 0.5 and 0.5)."""
-
 
 class Geometry(NamedTuple):
     """What a set of weights says of its network; 0 where the name that says it is missing."""
@@ -232,15 +216,6 @@ def convert(source: Path, target: Path) -> str:
         f"image {shape.grid * shape.patch}, {shape.classes} classes"
     )
     return f"{summary}\n{note}" if note else summary
-
-
-def main(argv: list[str]) -> None:
-    """The command line `skipvit convert SOURCE TARGET`: convert and print the summary; errors as of `convert`."""
-    parser = OneLineParser(prog="skipvit convert", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("source", type=Path, help="weights to read: .safetensors or .ckpt")
-    parser.add_argument("target", type=Path, help="file to write, with the other ending; must not exist")
-    arguments = parser.parse_args(argv)
-    print(convert(arguments.source, arguments.target))
 
 
 def _check_paths(source: Path, target: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor, nn
 
-from skipvit.config import config as configuration
 from skipvit.config.config import Config
+from skipvit.config.reading import load_config
 from skipvit.engine import checkpoint
 from skipvit.models.positions import resized_positions
 from skipvit.util.errors import RunError, UsageError
@@ -108,7 +108,7 @@ def checkpoint_of_run(folder: Path) -> Path:
 def run_of(path: Path) -> Config | None:
     """The configuration of the run in whose folder a checkpoint lies."""
     file = path.parent.parent / "config.yaml"
-    return configuration.read(file) if path.parent.name == "checkpoints" and file.is_file() else None
+    return load_config(file) if path.parent.name == "checkpoints" and file.is_file() else None
 
 
 def classes_of(path: Path) -> tuple[str, ...] | None:
@@ -122,13 +122,13 @@ def classes_of(path: Path) -> tuple[str, ...] | None:
 
 def refuse_other_network(config: Config, found: Found) -> None:
     """Raises UsageError for what cannot be fitted, with both values; RunError for numbers that cannot be trained from."""
-    size, there = config.model.shape(), found.shape
-    if there.patch != config.model.patch:
+    size, there = config.model.spec(), found.shape
+    if there.patch != size.patch:
         raise UsageError(
-            f"{found.path}: its patches are {there.patch} pixels wide, model.patch is {config.model.patch}: the patch projection has a "
+            f"{found.path}: its patches are {there.patch} pixels wide, model.patch is {size.patch}: the patch projection has a "
             f"weight for every pixel of a patch and fits no other; set --model.patch {there.patch}"
         )
-    heads = found.run.model.shape().heads if found.run else size.heads  # weights do not tell
+    heads = found.run.model.spec().heads if found.run else size.heads  # weights do not tell
     for key, here, value in (
         ("width", size.width, there.width),
         ("depth", size.depth, there.depth),
@@ -136,7 +136,7 @@ def refuse_other_network(config: Config, found: Found) -> None:
     ):
         if here != value:
             raise UsageError(
-                f"{found.path}: {key} {value} there, model.{key} {here} here; set model.size or --model.{key} {value}"
+                f"{found.path}: {key} {value} there, model.{key} {here} here; set model.name or --model.{key} {value}"
             )
     for name, value in found.weights.items():
         if not np.isfinite(value).all():
@@ -149,7 +149,7 @@ def fitted(config: Config, found: Found, classes: tuple[str, ...] | None) -> Ini
     """The weights with a position embedding for the images' size, and without a head for other classes."""
     model, weights = config.model, dict(found.weights)
     done = [note for note in (found.note,) if note]
-    grid = model.image_size // model.patch
+    grid = model.spec().grid()
     if grid != found.shape.grid:
         weights["pos_embed"] = resized_positions(weights["pos_embed"], grid)
         done.append(
@@ -169,10 +169,11 @@ def fitted(config: Config, found: Found, classes: tuple[str, ...] | None) -> Ini
 
 def doubts(config: Config, found: Found) -> tuple[str, ...]:
     """What the weights themselves do not tell and may be wrong."""
-    gelu, size = config.model.gelu, config.model.shape()
+    size = config.model.spec()
+    gelu = size.gelu
     result = []
-    if found.run and found.run.model.gelu != gelu:
-        result.append(f"{found.path} was trained with model.gelu {found.run.model.gelu}, this run has {gelu}")
+    if found.run and found.run.model.spec().gelu != gelu:
+        result.append(f"{found.path} was trained with model.gelu {found.run.model.spec().gelu}, this run has {gelu}")
     if not found.run and gelu == "tanh":
         result.append(
             f"{found.path}: timm's and DeiT's weights are trained with the erf GELU, this run has tanh; use --model.gelu erf"
