@@ -1,0 +1,46 @@
+"""Accuracies of trained weights over a validation set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from skipvit.config.config import Config
+from skipvit.data.open import batches_of, open_source
+from skipvit.engine import checkpoint, devices
+from skipvit.engine.build import build_forward, build_network
+from skipvit.engine.metrics import Accuracy, Scores, evaluate
+from skipvit.runs.run import Run
+
+
+def evaluate_run(run: Run | str | Path, which: str | Path = "last", forwards: Iterable[str] | None = None) -> dict[str, Scores]:
+    """Accuracies of a run's forwards, by name, and with `_ema` behind it of the averaged weights; arguments as of
+    `evaluate_checkpoint`, `which` as of `Run.checkpoint`."""
+    run = run if isinstance(run, Run) else Run(run)
+    return evaluate_checkpoint(run.config, run.checkpoint(which), forwards)
+
+
+def evaluate_checkpoint(config: Config, path: Path, forwards: Iterable[str] | None = None) -> dict[str, Scores]:
+    """Accuracies of a checkpoint.
+
+    Args:
+        config: the network, and the images.
+        forwards: names; None: those that the configuration reports.
+
+    Raises:
+        UsageError, RunError: no images, no such checkpoint, one that is damaged or of another network.
+    """
+    device, shard = devices.start(config.device, config.deterministic)
+    source = open_source(config, "val")
+    network = build_network(config, device)
+    known, width, result = config.forwards(), config.noise_width(), {}
+    names = tuple(forwards or config.evaluated())
+    # Compiled once: the averaged weights run through the same graphs.
+    steps = {name: Accuracy(build_forward(config, device, network, name)) for name in names}
+    for suffix in ("", "_ema") if checkpoint.has_average(path) else ("",):
+        checkpoint.restore_weights(path, network, averaged=bool(suffix))
+        for name, step in steps.items():
+            model = config.model.model_copy(update={"image_size": known[name].image_size})
+            batches = batches_of(config.model_copy(update={"model": model}), source, width, False, shard)()
+            result[name + suffix] = evaluate(step, batches, shard, f"evaluating {name}{suffix}")
+    return result

@@ -1,0 +1,197 @@
+"""The object that reads what training left behind."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor, ops
+
+from skipvit.config.config import Config
+from skipvit.config.reading import load_config
+from skipvit.engine import checkpoint, devices
+from skipvit.engine.build import build_forward, build_network
+from skipvit.routing.forward import Forward
+from skipvit.util.errors import RunError, UsageError
+from skipvit.util.files import is_locked, read_text
+from skipvit.util.log import log
+
+
+class Run:
+    """The folder of a run: what it was to be, what it has reached, its network.
+
+    Args:
+        path: the folder that `skipvit.train` made.
+
+    Raises:
+        UsageError: it is not the folder of a run.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not (self.path / "config.yaml").is_file():
+            raise UsageError(f"{path}: not a run folder, it has no config.yaml")
+        self._networks: dict[str, Forward] = {}
+
+    @cached_property
+    def config(self) -> Config:
+        """As it was trained. Raises UsageError if it cannot be read."""
+        return load_config(self.path / "config.yaml")
+
+    @cached_property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes in the order of the network's outputs; None if they were not noted.
+
+        Raises:
+            RunError: the list is not what it should be.
+        """
+        path, count = self.path / "classes.json", self.config.model.num_classes
+        if not path.exists():
+            return None
+        names = _json(path)
+        if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
+            raise RunError(
+                f"{path}: not a list of {count} class names; mend it, or remove it to read them from the data set"
+            )
+        return tuple(names)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The epochs of `metrics.jsonl`, in order; where one was evaluated twice (after a resume), later values win."""
+        return read_records(self.path)
+
+    def summary(self) -> dict[str, Any] | None:
+        """What `summary.json` says; None if there is none that can be read."""
+        found = _json(self.path / "summary.json")
+        return found if isinstance(found, dict) and isinstance(found.get("forwards"), dict) else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are trained and summed up."""
+        found = self.summary()
+        return found is not None and found.get("epochs") == self.config.optim.epochs
+
+    @property
+    def in_use(self) -> bool:
+        """Whether another process trains in it."""
+        return is_locked(self.path / ".lock")
+
+    # Checkpoints
+
+    def checkpoints(self) -> list[Path]:
+        """Its checkpoints, oldest first; without the best one's second name."""
+        return checkpoint.saved(self.path / "checkpoints")
+
+    def checkpoint(self, which: str | Path = "last") -> Path:
+        """The file of a checkpoint that is whole.
+
+        Args:
+            which: `last`, the newest, or one before it if it is damaged (a warning says so); `best`, that of the best top-1, or
+                the last where there is none; or a file.
+
+        Raises:
+            UsageError: there is none.
+            RunError: all are damaged.
+        """
+        if str(which) not in ("last", "best"):
+            return Path(which)
+        best = self.path / "checkpoints" / checkpoint.BEST
+        newest = [*reversed(self.checkpoints())]
+        candidates = [best, *newest] if which == "best" else [*newest, best]
+        candidates = [path for path in candidates if path.exists()]
+        if not candidates:
+            raise UsageError(f"{self.path}: no checkpoint in it yet")
+        for path in candidates:
+            try:
+                checkpoint.read(path)
+                return path
+            except checkpoint.Damaged as error:
+                log.warning(str(error))
+        raise RunError(f"{self.path / 'checkpoints'}: no checkpoint in it is whole")
+
+    # Network
+
+    def network(
+        self,
+        forward: str | None = None,
+        which: str | Path = "last",
+        averaged: bool = True,
+        device: str = "auto",
+        outputs: tuple[str, ...] = ("logits",),
+    ) -> Forward:
+        """One of its forwards with trained weights, ready to evaluate.
+
+        Args:
+            forward: name; None: the one that counts.
+            which: see `checkpoint`.
+            averaged: take the averaged weights if the run has any.
+            device: auto, cpu or ascend.
+            outputs: what it returns, see `routing.forward.Forward`.
+
+        Raises:
+            UsageError, RunError: no such forward, no checkpoint, a checkpoint that is damaged or of another network.
+        """
+        return load_network(self.config, self.checkpoint(which), forward, averaged, device, outputs)
+
+    def predict(self, images: np.ndarray, forward: str | None = None, batch_size: int = 16) -> np.ndarray:
+        """Probabilities, float32 (n, classes), of images (n, S, S, 3), uint8 or normalised float32, of the run's size."""
+        name = forward or self.config.main()
+        if name not in self._networks:
+            self._networks[name] = self.network(name)
+        network, parts = self._networks[name], []
+        for first in range(0, len(images), batch_size):
+            batch = images[first : first + batch_size]
+            filled = np.concatenate([batch, batch[-1:].repeat(batch_size - len(batch), 0)])
+            parts.append(probabilities(network, filled)[: len(batch)])
+        return np.concatenate(parts)
+
+
+def load_network(
+    config: Config,
+    path: Path,
+    forward: str | None = None,
+    averaged: bool = True,
+    device: str = "auto",
+    outputs: tuple[str, ...] = ("logits",),
+) -> Forward:
+    """A forward of a configuration with the weights of a checkpoint; what the arguments mean and what it raises: `Run.network`."""
+    name = forward or config.main()
+    if name not in config.forwards():
+        raise UsageError(f"forward {name!r} is not one of this run's: {', '.join(config.forwards())}")
+    chosen, _ = devices.start(device if device != "auto" else config.device)
+    network = build_network(config, chosen)
+    checkpoint.restore_weights(path, network, averaged and checkpoint.has_average(path))
+    return build_forward(config, chosen, network, name, outputs).set_train(False)
+
+
+def probabilities(network: Forward, images: np.ndarray) -> np.ndarray:
+    """Softmax of a forward's logits: float32 (B, classes)."""
+    logits = network(Tensor(images)).astype("float32")
+    return ops.Softmax(-1)(logits).asnumpy()
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """See `Run.records`."""
+    try:
+        lines = read_text(folder / "metrics.jsonl", errors="replace").splitlines()
+    except OSError:
+        return []
+    by_epoch: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # a line that a killed run left unfinished
+        if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+            known = {name: value for name, value in record.items() if value is not None}
+            by_epoch[record["epoch"]] = by_epoch.get(record["epoch"], {}) | known
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(read_text(path))
+    except (OSError, ValueError):
+        return None
