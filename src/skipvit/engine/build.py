@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import mindspore as ms
-import numpy as np
 from mindspore import Parameter, nn
 
 from skipvit.config.config import Config
 from skipvit.engine.objectives import CrossEntropy, Mixer
 from skipvit.engine.optim import AdamW, learning_rates
 from skipvit.engine.state import TrainingState
+from skipvit.models.create import seed_weights
 from skipvit.routing.forward import Forward
 from skipvit.routing.program import Probe
 
 
 def build_network(config: Config, device: str) -> nn.Cell:
     """The network, with weights drawn from the seed."""
-    ms.set_seed(config.seed)
-    np.random.seed(config.seed)  # MindSpore draws initial weights with NumPy's global generator
+    seed_weights(config.seed)
     dtype = ms.float16 if uses_float16(config, device) else ms.float32
     return config.model.spec().network(device == "ascend", dtype)
 

@@ -41,7 +41,9 @@ def model_spec(name: str, **overrides: Any) -> Any:
     """
     known = list_models()
     if name not in MODELS:
-        raise ValueError(f"model.name: {name!r} is not a model" + (nearest(name, known) or f"; there are {', '.join(known)}"))
+        raise ValueError(
+            f"model.name: {name!r} is not a model" + (nearest(name, known) or f"; there are {', '.join(known)}")
+        )
     given = {key: value for key, value in overrides.items() if value is not None}
     parameters = inspect.signature(MODELS[name]).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):

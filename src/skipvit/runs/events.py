@@ -34,7 +34,9 @@ class Events:
         values = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != unit}
         for forward, scores in record.get("val", {}).items():
             values |= {f"{forward}/{name}": value for name, value in scores.items()}
-        summary = Summary(value=[Summary.Value(tag=f"{unit}/{name}", simple_value=value) for name, value in values.items()])
+        summary = Summary(
+            value=[Summary.Value(tag=f"{unit}/{name}", simple_value=value) for name, value in values.items()]
+        )
         self.writer.write_event(Event(wall_time=time.time(), step=record[unit], summary=summary))
         self.writer.flush()
 

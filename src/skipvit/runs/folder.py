@@ -39,7 +39,11 @@ class RunFolder:
 
     def refuse_existing(self, resuming: bool = False) -> None:
         """Raises UsageError if a run of this name is there already; resuming, one that was killed before it began is none."""
-        if self.writes and self.path.exists() and not (resuming and self.path.is_dir() and not self.checkpoints.exists()):
+        if (
+            self.writes
+            and self.path.exists()
+            and not (resuming and self.path.is_dir() and not self.checkpoints.exists())
+        ):
             raise UsageError(
                 f"{self.path} exists; go on with it with --resume auto, start another with --name, or remove it"
             )
@@ -53,9 +57,7 @@ class RunFolder:
         if not self.writes:
             return
         make_folder(self.path, "run folder", "--runs")
-        self.lock = lock(
-            self.path / ".lock", f"{self.path}: another process trains in it; wait for its end or stop it"
-        )
+        self.lock = lock(self.path / ".lock", f"{self.path}: another process trains in it; wait for its end or stop it")
 
     def release(self) -> None:
         """The opposite of `claim`, and the end of the TensorBoard events."""

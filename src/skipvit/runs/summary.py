@@ -18,7 +18,9 @@ def summary(records: list[dict[str, Any]], best: str, macs: dict[str, int]) -> d
     """
     last = records[-1]
     result = {"trained": last["trained"], "epochs": last["epoch"], "forwards": {}}
-    epoch = next((r["epoch"] for r in reversed(records) if r.get("val", {}).get(best, {}).get("top1") == last["best_top1"]), None)
+    epoch = next(
+        (r["epoch"] for r in reversed(records) if r.get("val", {}).get(best, {}).get("top1") == last["best_top1"]), None
+    )
     result["best"] = {"forward": best, "top1": last["best_top1"], "epoch": epoch}
     for name in ("overflows", "broken_images"):
         result[name] = last.get(name)
