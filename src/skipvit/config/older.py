@@ -45,5 +45,7 @@ def _listed(phases: dict[str, Any], routes: Any) -> list[dict[str, Any]]:
     if not routes:
         return []
     warmup, cooldown = phases.get("dense_warmup_epochs", 15), phases.get("dense_cooldown_epochs", 0)
+    if not warmup and not cooldown:
+        return []
     dense = [{"epochs": epochs, "routes": []} for epochs in (warmup, cooldown)]
     return [dense[0], {}, dense[1]]
