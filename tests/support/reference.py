@@ -2,13 +2,15 @@
 
 Written from the design and the docstrings, not from the code under test: tokens are little objects in a list, a route
 is an event between two blocks (tokens are parked, later they come back), and the attention that a scorer reads is
-worked out again from what that block was given. Slow and obvious on purpose.
+worked out again from what that block was given. Of the code only `Route` objects are read, whose borders are worked out
+here once more. Slow and obvious on purpose.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +23,11 @@ FUSED = 10**6  # position of the first fused token: behind all patches, the next
 
 @dataclass
 class Token:
-    """One token of one sample: where it belongs in the image and its value (D,)."""
+    """One token of one sample: where it belongs in the image, its value (D,), and the patches that it stands for."""
 
     position: int
     value: np.ndarray
+    stands_for: frozenset[int] = frozenset()
 
     @property
     def is_patch(self) -> bool:
@@ -37,9 +40,10 @@ class Trace:
 
     Attributes:
         kept: per route, positions in the image of the kept patch tokens, ascending.
+        slots: per route, the place in the sequence behind it of the token that each patch of the image lives in; -1: none.
         rankings: per route, what the entering patch tokens were sorted by.
         scores: per route, the weights of the fused token before normalisation (also where nothing is fused).
-        cls_attention: of the last block, what [CLS] pays each token of its sequence, itself included, mean over heads.
+        cls_attention: per block, what [CLS] pays each patch of the sequence that its attention saw, mean over heads.
         margins: per route, how far the last kept token is ahead of the first bypassed one, as a share of the largest.
     """
 
@@ -47,8 +51,9 @@ class Trace:
     embed: np.ndarray
     blocks: list[np.ndarray]
     norm: np.ndarray
-    cls_attention: np.ndarray
+    cls_attention: list[np.ndarray]
     kept: list[np.ndarray]
+    slots: list[np.ndarray]
     rankings: list[np.ndarray]
     scores: list[np.ndarray]
     margins: list[np.ndarray]
@@ -59,12 +64,42 @@ class _Sample:
     embed: np.ndarray | None = None
     blocks: list = field(default_factory=list)
     kept: list = field(default_factory=list)
+    slots: list = field(default_factory=list)
+    cls_attention: list = field(default_factory=list)
     rankings: list = field(default_factory=list)
     scores: list = field(default_factory=list)
     margins: list = field(default_factory=list)
     norm: np.ndarray | None = None
-    cls_attention: np.ndarray | None = None
     logits: np.ndarray | None = None
+
+
+@dataclass
+class Planned:
+    """A route with its borders as block numbers."""
+
+    start: int
+    end: int
+    restore: bool
+    route: Any
+
+
+def planned(routes, depth: int) -> list[Planned]:
+    """Borders of routes in a network of `depth` blocks: numbers, from the end if negative, or shares of the depth rounded half up to
+    a block inside; no end: the depth, for good; `each`: one route for every block."""
+
+    def block(border):
+        if isinstance(border, str):
+            above, below = map(int, border.split("/"))
+            return min(max((2 * above * depth + below) // (2 * below), 1), depth - 1)
+        return border % depth if border < 0 else border
+
+    result = []
+    for route in routes:
+        start, end = block(route.start), depth if route.end is None else block(route.end)
+        restore = route.restore and route.end is not None
+        spans = [(b, b + 1) for b in range(start, end)] if route.each else [(start, end)]
+        result += [Planned(first, last, restore, route) for first, last in spans]
+    return result
 
 
 def forward(
@@ -81,13 +116,13 @@ def forward(
     exact_gelu: bool = False,
     scores: list[np.ndarray] | None = None,
 ) -> Trace:
-    """Forward of images (B, H, W, 3); `scores`, of an earlier trace, takes the place of what the scorers would say.
+    """Forward of images (B, H, W, 3) along `Route` objects; `scores`, of an earlier trace, takes the place of what the scorers would say.
 
     Fixed scores are what a finite difference needs: by design no gradient flows through a score, so neither the
     selection nor the weights of a fused token may move with the parameters.
     """
     net = _Network({name: np.asarray(value, np.float64) for name, value in parameters.items()}, heads, exact_gelu)
-    samples = []
+    samples, routes = [], planned(routes, depth)
     for b in range(len(images)):
         fixed = None if scores is None else [score[b] for score in scores]
         samples.append(
@@ -101,8 +136,10 @@ def forward(
         logits=np.stack([s.logits for s in samples]),
         embed=np.stack([s.embed for s in samples]),
         norm=np.stack([s.norm for s in samples]),
-        cls_attention=np.stack([s.cls_attention for s in samples]),
-        **{name: over_batch(name) for name in ("blocks", "kept", "rankings", "scores", "margins")},
+        **{
+            name: over_batch(name)
+            for name in ("blocks", "cls_attention", "kept", "slots", "rankings", "scores", "margins")
+        },
     )
 
 
@@ -110,6 +147,7 @@ def _one(net, image, noise, depth, patch, routes, drop_path, training, fixed) ->
     out = _Sample()
     noise = np.asarray(noise, np.float64)
     active = net.embed(image, patch)  # tokens that the next block will see
+    image_patches = len(active) - 1
     parked: list[Token] = []  # tokens that bypass it
     out.embed = _matrix(active)
     unread = 2 * depth  # first column of the noise that nobody has used
@@ -118,10 +156,12 @@ def _one(net, image, noise, depth, patch, routes, drop_path, training, fixed) ->
     def part(at, i):
         """Before or within block i, whose attention (or that of the block before) was given the tokens `given`."""
         nonlocal active, parked, unread
-        for r, route in enumerate(routes):
-            if (route.start, route.at) != (i, at):
+        for r, plan in enumerate(routes):
+            route = plan.route
+            if (plan.start, route.at) != (i, at):
                 continue
             patches = [t for t in active if t.is_patch]
+            count = how_many(route.keep_ratio, len(patches))
             if fixed is not None:
                 score = fixed[r]
             elif route.scorer in ("random", "grid"):
@@ -137,32 +177,34 @@ def _one(net, image, noise, depth, patch, routes, drop_path, training, fixed) ->
                 ranking = uniform
             elif route.scorer == "sampled_cls_attention" and training:
                 gumbel = -np.log(-np.log(uniform))
-                ranking = np.log(score) + route.temperature * gumbel
+                ranking = np.log(score) + route.knobs.get("temperature", 1.0) * gumbel
             elif route.scorer == "mixed_cls_attention":
-                ranking = uniform if training and noise[unread] < route.random_share else score
+                at_random = training and noise[unread] < route.knobs.get("random_share", 0.5)
+                ranking = uniform if at_random else score
                 unread += 1
             elif route.scorer == "grid":
-                ranking = grid(len(patches), how_many(route.keep_ratio, len(patches))).astype(float)
+                ranking = grid(len(patches), count).astype(float)
             else:
                 ranking = -score if route.scorer == "inverse_cls_attention" else score
             best = np.argsort(-ranking, kind="stable")
-            count = how_many(route.keep_ratio, len(patches))
             chosen = {patches[j].position for j in best[:count]}
             bypassed = [(t, s) for t, s in zip(patches, score) if t.position not in chosen]
             active = [t for t in active if not t.is_patch or t.position in chosen]
             if route.fuse:
                 total = sum(s for _, s in bypassed)
-                active.append(Token(FUSED + r, sum(t.value * s for t, s in bypassed) / total))
-            if route.restore:
+                stands_for = frozenset(t.position for t, _ in bypassed)
+                active.append(Token(FUSED + r, sum(t.value * s for t, s in bypassed) / total, stands_for))
+            if plan.restore:
                 parked = [t for t, _ in bypassed]
             out.kept.append(np.array(sorted(chosen)))
+            out.slots.append(_slots(active, image_patches))
             out.rankings.append(ranking)
             out.scores.append(score)
             out.margins.append(_margin(ranking, best, count))
 
     for i in range(depth):
-        for r, route in enumerate(routes):
-            if route.end == i and route.restore:
+        for r, plan in enumerate(routes):
+            if plan.end == i and plan.restore:
                 mine = FUSED + r
                 active = in_order([t for t in active if t.position != mine] + parked)
                 # With `at: mlp` a block's attention has seen the tokens that its MLP has not.
@@ -173,6 +215,8 @@ def _one(net, image, noise, depth, patch, routes, drop_path, training, fixed) ->
                 parked = []
         part("block", i)
         given = list(active)
+        paid = net.attention_of_cls(i, given, times_value=False)
+        out.cls_attention.append(np.array([a for a, t in zip(paid, given) if t.is_patch]))
         drop = drop_path * i / (depth - 1)
         active = net.attend(i, active, _branch_scale(noise[2 * i], drop))
         part("mlp", i)
@@ -181,7 +225,6 @@ def _one(net, image, noise, depth, patch, routes, drop_path, training, fixed) ->
 
     normed = [net.layer_norm("norm", t.value) for t in active]
     out.norm = np.stack(normed)
-    out.cls_attention = net.attention_of_cls(depth - 1, given, times_value=False)
     out.logits = net.dense("head", normed[0])
     return out
 
@@ -214,7 +257,7 @@ class _Network:
             if image.dtype == np.uint8:
                 pixels = (pixels - MEAN) / STD
             value = self.dense("patch_embed.proj", pixels.ravel().astype(float))
-            tokens.append(Token(position, value + place[1 + position]))
+            tokens.append(Token(position, value + place[1 + position], frozenset([position])))
         return tokens
 
     def heads_of(self, what, block, tokens):
@@ -235,13 +278,14 @@ class _Network:
         for q, k, v in zip(*(self.heads_of(what, i, tokens) for what in "qkv")):
             mixed.append(np.stack([_softmax(k @ query / math.sqrt(q.shape[1])) @ v for query in q]))
         attended = self.dense(f"blocks.{i}.attn.proj", np.concatenate(mixed, axis=1))
-        return [Token(token.position, token.value + scale * y) for token, y in zip(tokens, attended)]
+        return [Token(t.position, t.value + scale * y, t.stands_for) for t, y in zip(tokens, attended)]
 
     def feed(self, i, tokens, scale):
         result = []
         for token in tokens:
             hidden = self.gelu(self.dense(f"blocks.{i}.mlp.fc1", self.layer_norm(f"blocks.{i}.norm2", token.value)))
-            result.append(Token(token.position, token.value + scale * self.dense(f"blocks.{i}.mlp.fc2", hidden)))
+            value = token.value + scale * self.dense(f"blocks.{i}.mlp.fc2", hidden)
+            result.append(Token(token.position, value, token.stands_for))
         return result
 
 
@@ -264,6 +308,14 @@ def grid(tokens, kept):
             stays[i] = True
             error -= tokens
     return stays
+
+
+def _slots(tokens, patches):
+    """For each patch of the image the place of the token that stands for it, or -1."""
+    places = np.full(patches, -1)
+    for place, token in enumerate(tokens):
+        places[list(token.stands_for)] = place
+    return places
 
 
 def in_order(tokens):
