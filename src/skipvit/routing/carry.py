@@ -1,8 +1,9 @@
 """Carriers: what becomes of the tokens that a route does not keep.
 
-A carrier says how many tokens it adds to the sequence and whether the others return, and has three functions of a selector
-(`routing.select`): into the span, where each token is then, and out of it again. Sources: SkipViT (arXiv 2401.15293) for the
-bypass, EViT (2202.07800) for the fused token.
+A carrier says how many tokens it adds to the sequence and whether the others return, and has three functions of a
+selector: into the span, where each token is then, and out of it again. There are selectors of tensors (`routing.select`)
+and one that writes an ONNX graph (`weights.onnx`). Sources: SkipViT (arXiv 2401.15293) for the bypass, EViT (2202.07800)
+for the fused token.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from skipvit.util.lazy import ms, ops
+from skipvit.util.lazy import ops
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Carrier:
         """Tokens (B, before, D) to those of the span (B, after, D).
 
         Args:
-            mask: float32 (B, before), 1 for the tokens that stay.
+            mask: what the selector's `mask` gave; of tensors float32 (B, before), 1 for the tokens that stay.
             weights: float32 (B, patches) >= 0, what each patch weighs if it is summed up.
         """
         return select.take(x, mask)
@@ -57,7 +58,7 @@ class Fuse(Carrier):
     adds: ClassVar[int] = 1
 
     def enter(self, select: Any, x: Any, mask: Any, weights: Any) -> Any:
-        return ops.Concat(1)((select.take(x, mask), fused(select.before, x, mask, weights)))
+        return select.take_and_fuse(x, mask, weights)
 
     def places(self, select: Any, mask: Any) -> Any:
         return mask * ops.CumSum()(mask, 1) - 1.0 + (1.0 - mask) * (select.length + 1.0)
@@ -71,18 +72,6 @@ class FuseBypass(Fuse):
 
     def leave(self, select: Any, inside: Any, x: Any, mask: Any) -> Any:
         return select.put(select.without_added(inside), x, mask)
-
-
-def fused(before: Any, x: Any, mask: Any, weights: Any) -> Any:
-    """Mean of the patches that do not stay, weighted by their scores: (B, 1, D)."""
-    batch, sequence, _ = x.shape
-    others = weights * (1.0 - ops.Slice()(mask, (0, before.prefix), (batch, before.patches)))
-    row = others / (ops.ReduceSum(keep_dims=True)(others, 1) + 1e-12)
-    if before.prefix:
-        row = ops.Concat(1)((ops.Zeros()((batch, before.prefix), ms.float32), row))
-    if before.suffix:
-        row = ops.Concat(1)((row, ops.Zeros()((batch, before.suffix), ms.float32)))
-    return ops.BatchMatMul()(ops.Cast()(ops.Reshape()(row, (batch, 1, sequence)), x.dtype), x)
 
 
 def carrier_of(restore: bool, fuse: bool) -> Carrier:

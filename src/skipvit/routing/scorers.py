@@ -53,7 +53,7 @@ class Scorer:
         reads: the signals that it takes, of `SIGNALS`; with any there must be attention before the route.
         noise: columns of random numbers that it reads for each patch, and for each image.
         knobs: its own parameters by name.
-        onnx: the same outside training as nodes of a graph, see `weights.onnx_graph.Graph`: a function of graph, step,
+        onnx: the same outside training as nodes of a graph, see `weights.onnx.Graph`: a function of graph, step,
             signals (names of nodes' results) and noise (float32 (columns,), for every image the same) that returns ranking and
             weights, names or arrays (patches,); None: it cannot be exported to ONNX.
     """

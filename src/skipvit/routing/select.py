@@ -62,6 +62,18 @@ class Selector(nn.Cell):
             parts = parts + (ops.Ones()((batch, self.before.suffix), ms.float32),)
         return ops.Concat(1)(parts)
 
+    def take_and_fuse(self, x: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+        """The tokens that stay, then the mean of the patches that do not, weighted by `weights`, float32 (B, patches)."""
+        batch, sequence, _ = x.shape
+        others = weights * (1.0 - ops.Slice()(mask, (0, self.before.prefix), (batch, self.before.patches)))
+        row = others / (ops.ReduceSum(keep_dims=True)(others, 1) + 1e-12)
+        if self.before.prefix:
+            row = ops.Concat(1)((ops.Zeros()((batch, self.before.prefix), ms.float32), row))
+        if self.before.suffix:
+            row = ops.Concat(1)((row, ops.Zeros()((batch, self.before.suffix), ms.float32)))
+        mean = ops.BatchMatMul()(ops.Cast()(ops.Reshape()(row, (batch, 1, sequence)), x.dtype), x)
+        return ops.Concat(1)((self.take(x, mask), mean))
+
 
 class GatherSelector(Selector):
     """Top-k, gather and scatter."""

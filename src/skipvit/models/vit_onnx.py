@@ -1,0 +1,99 @@
+"""The Vision Transformer as nodes of an ONNX graph: the twin of `models.vit` and `models.layers`, part by part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from skipvit.models.kernels import NORM_EPSILON
+from skipvit.models.positions import resized_positions
+
+
+class ViTGraph:
+    """Writes a network's parts into a graph; another backbone overrides what differs in it, e.g. `embed`, `classify`.
+
+    Methods take and return names of nodes' results, float32.
+
+    Args:
+        spec: as of `models.vit.ViT`.
+        graph: see `weights.onnx.Graph`.
+    """
+
+    def __init__(self, spec: Any, graph: Any):
+        self.spec, self.graph, self.op = spec, graph, graph.op
+
+    def embed(self, images: str, image_size: int) -> str:
+        """Normalised images (B, S, S, 3) to tokens (B, prefix + patches, D)."""
+        patch, grid, batch, prefix = self.spec.patch, self.spec.grid(image_size), self.graph.batch, self.spec.prefix
+        x = self.op("Reshape", images, np.array([batch, grid, patch, grid, patch * 3]))
+        x = self.op("Transpose", x, perm=[0, 1, 3, 2, 4])  # (B, rows, columns, patch, patch * 3)
+        x = self.op("Reshape", x, np.array([batch, grid * grid, patch * patch * 3]))
+        x = self.dense("patch_embed.proj", x)
+        if prefix:
+            cls = np.broadcast_to(self.graph.weights["cls_token"], (batch, prefix, self.spec.width))
+            x = self.op("Concat", cls, x, axis=1)
+        if grid == self.spec.grid():
+            return self.op("Add", x, self.graph.weight("pos_embed"))
+        return self.op("Add", x, resized_positions(self.graph.weights["pos_embed"], grid, prefix))
+
+    def attend(self, block: int, x: str) -> tuple[str, dict[str, str]]:
+        """The first half of a block, and its q, k, v (B, heads, N, d)."""
+        signals = self.projected(block, x, "qkv")
+        y = self.op("MatMul", self.attention(signals["q"], signals["k"]), signals["v"])
+        y = self.op("Reshape", self.op("Transpose", y, perm=[0, 2, 1, 3]), np.array([0, 0, self.spec.width]))
+        return self.op("Add", x, self.dense(f"blocks.{block}.attn.proj", y)), signals
+
+    def feed(self, block: int, x: str) -> str:
+        """The second half of a block."""
+        hidden = self.gelu(self.dense(f"blocks.{block}.mlp.fc1", self.layer_norm(f"blocks.{block}.norm2", x)))
+        return self.op("Add", x, self.dense(f"blocks.{block}.mlp.fc2", hidden))
+
+    def signals_of(self, block: int, x: str, before: dict[str, str]) -> dict[str, str]:
+        """The signals `before` with keys and values of other tokens x (B, N, D)."""
+        return {"q": before["q"]} | self.projected(block, x, "kv")
+
+    def cls_row(self, signals: dict[str, str]) -> str:
+        """What each head's [CLS] attends to: (B, heads, N)."""
+        row = self.attention(self.graph.slice(signals["q"], 0, 1, axis=2), signals["k"])
+        return self.op("Squeeze", row, np.array([2]))
+
+    def norm(self, x: str) -> str:
+        return self.layer_norm("norm", x)
+
+    def classify(self, x: str) -> str:
+        """The last norm's tokens (B, N, D) to logits (B, classes)."""
+        return self.dense("head", self.op("Gather", x, np.int64(0), axis=1))
+
+    # Layers
+
+    def projected(self, block: int, x: str, parts: str) -> dict[str, str]:
+        """Some of q, k and v of a block's input."""
+        normed, result = self.layer_norm(f"blocks.{block}.norm1", x), {}
+        for part in parts:
+            y = self.dense(f"blocks.{block}.attn.{part}", normed)
+            y = self.op("Reshape", y, np.array([0, 0, self.spec.heads, -1]))  # 0: as it was
+            result[part] = self.op("Transpose", y, perm=[0, 2, 1, 3])
+        return result
+
+    def attention(self, q: str, k: str) -> str:
+        scale = np.float32((self.spec.width // self.spec.heads) ** -0.5)
+        logits = self.op("MatMul", self.op("Mul", q, scale), self.op("Transpose", k, perm=[0, 1, 3, 2]))
+        return self.op("Softmax", logits, axis=-1)
+
+    def gelu(self, x: str) -> str:
+        if self.spec.gelu == "erf":
+            inner = self.op("Erf", self.op("Mul", x, np.float32(0.5**0.5)))
+        else:  # in the order that ONNX Runtime knows as one kernel
+            square = self.op("Mul", self.op("Mul", x, np.float32(0.044715)), x)
+            scaled = self.op("Mul", x, np.float32((2 / np.pi) ** 0.5))
+            inner = self.op("Tanh", self.op("Mul", scaled, self.op("Add", square, np.float32(1))))
+        return self.op("Mul", self.op("Mul", x, np.float32(0.5)), self.op("Add", inner, np.float32(1)))
+
+    def layer_norm(self, name: str, x: str) -> str:
+        scale, bias = self.graph.weight(f"{name}.weight"), self.graph.weight(f"{name}.bias")
+        return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=NORM_EPSILON)
+
+    def dense(self, name: str, x: str) -> str:
+        product = self.op("MatMul", x, self.graph.matrix(f"{name}.weight"))
+        return self.op("Add", product, self.graph.weight(f"{name}.bias"))
