@@ -1,36 +1,32 @@
 """Checkpoints: everything a run needs to go on, written so that a crash never harms the one before.
 
 A checkpoint has a name of its own, is written beside its final place, flushed to the disk and renamed, and carries a
-checksum. Besides the network's parameters it holds `optimizer.*` (moments, step), `ema.*` (averaged weights) and `trainer.*`
-(loss scale, counters, position in the run, best accuracy).
+checksum. Besides the network's parameters it holds `optimizer.*` (moments, step), `ema.*` (averaged weights) and
+`trainer.*` (loss scale, counters, position in the run, best accuracy).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import os
 import re
 import shutil
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
+from skipvit.engine.checkpoint_file import Damaged, read_entries, write_checkpoint
 from skipvit.util.errors import RunError, UsageError
 
+__all__ = ["BEST", "Checkpoint", "Damaged", "Position", "keep_best", "read", "read_run", "restore_weights", "save"]
 NOT_MODEL = ("optimizer.", "trainer.", "ema.")
 BEST = "best.ckpt"
-OLD_IMAGES = "trainer.position.pictures"  # as earlier versions called it
+POSITION = "trainer.position."
+OLD_IMAGES = POSITION + "pictures"  # as earlier versions called it
 _NAME = re.compile(r"epoch_(\d{4,})_step_(\d{6,})\.ckpt")
-
-
-class Damaged(RunError):
-    """A checkpoint that is not whole."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +44,21 @@ class Position:
     data: int = 0
     images: int = 0
 
-    def entries(self) -> list[dict]:
-        return [
-            {
-                "name": f"trainer.position.{name}",
-                "data": Tensor(np.array(value, np.float64 if name == "best" else np.int64)),
-            }
-            for name, value in asdict(self).items()
-        ]
+    def entries(self) -> dict[str, np.ndarray]:
+        """Under their names in a checkpoint."""
+        kinds = {name: np.float64 if name == "best" else np.int64 for name in asdict(self)}
+        return {POSITION + name: np.array(value, kinds[name]) for name, value in asdict(self).items()}
+
+    @classmethod
+    def taken_from(cls, entries: dict[str, np.ndarray]) -> Position:
+        """Take it out of a checkpoint's entries. Raises KeyError if it is not there, ValueError if it cannot be one."""
+        known = {field.name: entries.pop(POSITION + field.name).item() for field in fields(cls)}
+        found = cls(**known)
+        counts = found.epoch, found.step, found.steps, found.images
+        whole = all(isinstance(count, int) and count >= 0 for count in counts)
+        if not (whole and found.step <= found.steps and found.best <= 100):
+            raise ValueError("what it says of its run cannot be")
+        return found
 
 
 def save(folder: Path, position: Position, parameters: Iterable[Parameter], keep: int) -> Path:
@@ -68,9 +71,9 @@ def save(folder: Path, position: Position, parameters: Iterable[Parameter], keep
     """
     # The number is of epochs begun before this one; an epoch's last step sorts after its others.
     path = folder / f"epoch_{position.epoch + 1:04d}_step_{position.step:06d}.ckpt"
-    unique = {p.name: p for p in parameters}
-    entries = [{"name": name, "data": Tensor(p.asnumpy())} for name, p in unique.items()]
-    _write(path, entries + position.entries())
+    for left in folder.glob(".partial.*"):  # by a run that was killed while it wrote
+        _remove(left)
+    write_checkpoint(path, {p.name: p.asnumpy() for p in parameters} | position.entries())
     others = [other for other in saved(folder) if other != path]
     later = [other for other in others if _place(other) > _place(path)]
     before = [other for other in others if _place(other) < _place(path)]
@@ -79,45 +82,11 @@ def save(folder: Path, position: Position, parameters: Iterable[Parameter], keep
     return path
 
 
-def _write(path: Path, entries: list[dict]) -> None:
-    partial = path.parent / f".partial.{path.name}"
-    before = logging.root.manager.disable
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_partial(path.parent)  # of a run that was killed while it wrote
-        logging.disable(logging.CRITICAL)  # MindSpore says in a paragraph what the line below says
-        ms.save_checkpoint(entries, str(partial), crc_check=True)
-        os.chmod(partial, 0o644)
-        _flush(partial)
-        os.replace(partial, path)
-        _flush(path.parent)
-    except (OSError, RuntimeError, ValueError) as error:
-        _remove_partial(path.parent)
-        reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{path}: checkpoint not written ({reason}); free some space") from None
-    finally:
-        logging.disable(before)
-
-
-def _remove_partial(folder: Path) -> None:
-    for path in folder.glob(".partial.*"):
-        _remove(path)
-
-
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError:
         pass  # a file too many is no reason to stop
-
-
-def _flush(path: Path) -> None:
-    """Have a file or folder on the disk, not in a cache that a power cut empties."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def keep_best(path: Path) -> None:
@@ -149,23 +118,8 @@ def _place(path: Path) -> tuple[int, int]:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """All entries of a checkpoint.
-
-    Raises:
-        UsageError: no such file.
-        Damaged: the file is not whole, or no checkpoint.
-    """
-    if not os.path.lexists(path):
-        raise UsageError(f"{path}: no such checkpoint")
-    if not path.is_file():
-        raise Damaged(f"{path}: not a whole checkpoint (it is no file); use an older one")
-    try:
-        entries = ms.load_checkpoint(str(path), crc_check=True)
-    except Exception as error:  # MindSpore raises many kinds for a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise Damaged(f"{path}: not a whole checkpoint ({reason[:120]}); use an older one") from None
-    # Texts, which no checkpoint of ours has, are found to have no place in the model.
-    return {name: value.asnumpy() if hasattr(value, "asnumpy") else np.array(value) for name, value in entries.items()}
+    """All entries of a checkpoint. Raises as `checkpoint_file.read_entries`."""
+    return {name: record.array() for name, record in read_entries(path).items()}
 
 
 @dataclass(frozen=True)
@@ -189,14 +143,16 @@ def read_run(path: Path) -> Checkpoint:
     """
     entries = read(path)
     if OLD_IMAGES in entries:
-        entries["trainer.position.images"] = entries.pop(OLD_IMAGES)
-    names = {field.name: f"trainer.position.{field.name}" for field in dataclasses.fields(Position)}
-    if not set(names.values()) <= set(entries):
+        entries[POSITION + "images"] = entries.pop(OLD_IMAGES)
+    try:
+        return Checkpoint(path, Position.taken_from(entries), entries)
+    except KeyError:
         raise UsageError(
-            f"{path}: it does not say where its run stood (weights alone, or of another version); begin anew with another --name"
-        )
-    position = Position(**{name: entries.pop(entry).item() for name, entry in names.items()})
-    return Checkpoint(path, position, entries)
+            f"{path}: it does not say where its run stood (weights alone, or of another version); begin anew with "
+            f"another --name"
+        ) from None
+    except ValueError as error:
+        raise Damaged(f"{path}: not a whole checkpoint ({error}); use an older one") from None
 
 
 def fingerprint(parameters: Iterable[Parameter]) -> int:
@@ -207,17 +163,30 @@ def fingerprint(parameters: Iterable[Parameter]) -> int:
     return result
 
 
-def restore_weights(path: Path, network: nn.Cell, averaged: bool = False) -> None:
+def restore_weights(path: Path, network: nn.Cell, averaged: bool = False) -> bool:
     """Load a network's weights, or the average of them.
+
+    Args:
+        averaged: take the averaged weights if the checkpoint has any.
+
+    Returns:
+        whether they are the averaged ones.
 
     Raises:
         UsageError, RunError: as `read`, and a checkpoint of another model, naming the first difference.
     """
-    _load(path, weights_of(read(path), averaged), {p.name: p for p in network.get_parameters()})
+    entries = read(path)
+    averaged = averaged and averages(entries)
+    _load(path, weights_of(entries, averaged), {p.name: p for p in network.get_parameters()})
+    return averaged
 
 
 def weights_of(entries: dict[str, np.ndarray], averaged: bool) -> dict[str, np.ndarray]:
-    """The network's weights among a checkpoint's entries; averaged: the average of those that have one, which frozen ones do not."""
+    """The network's weights among a checkpoint's entries.
+
+    Args:
+        averaged: the average of those that have one, which frozen weights do not.
+    """
     weights = {name: value for name, value in entries.items() if not name.startswith(NOT_MODEL)}
     if averaged:
         weights |= {name.removeprefix("ema."): value for name, value in entries.items() if name.startswith("ema.")}
@@ -226,10 +195,10 @@ def weights_of(entries: dict[str, np.ndarray], averaged: bool) -> dict[str, np.n
 
 def has_average(path: Path) -> bool:
     """Whether a checkpoint holds averaged weights. Raises as `read`."""
-    return averages(read(path))
+    return averages(read_entries(path))
 
 
-def averages(entries: dict[str, np.ndarray]) -> bool:
+def averages(entries: Iterable[str]) -> bool:
     """Whether averaged weights are among a checkpoint's entries."""
     return any(name.startswith("ema.") for name in entries)
 
@@ -239,9 +208,8 @@ def _load(path: Path, entries: dict[str, np.ndarray], targets: dict[str, Paramet
         if name not in entries:
             raise RunError(f"{path}: a checkpoint of another model: it has no {name}")
         if entries[name].shape != target.shape:
-            raise RunError(
-                f"{path}: a checkpoint of another model: {name} is {entries[name].shape} there and {target.shape} here"
-            )
+            there = entries[name].shape
+            raise RunError(f"{path}: a checkpoint of another model: {name} is {there} there and {target.shape} here")
     extra = sorted(set(entries) - set(targets))
     if extra:
         raise RunError(f"{path}: a checkpoint of another model: {extra[0]} has no place in this one")

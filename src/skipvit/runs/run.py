@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from skipvit.config.config import Config
 from skipvit.config.reading import load_config
 from skipvit.engine import checkpoint, devices
 from skipvit.engine.build import build_forward, build_network
+from skipvit.engine.checkpoint_file import read_entries
 from skipvit.routing.forward import Forward
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import is_locked, read_text
@@ -100,12 +102,12 @@ class Run:
         best = self.path / "checkpoints" / checkpoint.BEST
         newest = [*reversed(self.checkpoints())]
         candidates = [best, *newest] if which == "best" else [*newest, best]
-        candidates = [path for path in candidates if path.exists()]
+        candidates = [path for path in candidates if os.path.lexists(path)]
         if not candidates:
             raise UsageError(f"{self.path}: no checkpoint in it yet")
         for path in candidates:
             try:
-                checkpoint.read(path)
+                read_entries(path)
                 return path
             except checkpoint.Damaged as error:
                 log.warning(str(error))
@@ -162,7 +164,7 @@ def load_network(
         raise UsageError(f"forward {name!r} is not one of this run's: {', '.join(config.forwards())}")
     chosen, _ = devices.start(device if device != "auto" else config.device)
     network = build_network(config, chosen)
-    checkpoint.restore_weights(path, network, averaged and checkpoint.has_average(path))
+    checkpoint.restore_weights(path, network, averaged)
     return build_forward(config, chosen, network, name, outputs).set_train(False)
 
 
