@@ -38,7 +38,7 @@ _PUBLIC = {
     "save_weights": "weights.files",
     "train": "training",
 }
-__all__ = sorted(_PUBLIC)
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -44,7 +44,8 @@ def train(config: Config, runs: str | Path = "runs", resume: Resume = "never", p
         profile: write MindSpore's trace of ten steps into the run's folder.
 
     Raises:
-        UsageError: something that the configuration asks for is not there; a folder that exists, or another process trains in.
+        UsageError: something that the configuration asks for is not there; a folder that exists, or another process
+            trains in.
         RunError: images, machine or training failed.
         Stopped: by SIGTERM or Ctrl-C, after saving.
     """
@@ -179,7 +180,8 @@ def newest_checkpoint(folder: RunFolder, config: Config, splits: Splits) -> Chec
 
 
 def redivided(config: Config, images: int, shard: Shard) -> Config:
-    """The configuration for another number of devices: an update takes the same images as before, and learns the same."""
+    """The configuration for another number of devices: an update takes the same images as before, and learns the
+    same."""
     result = config.divided(images, shard.world_size)
     if shard.rank == 0:
         log.info(
@@ -203,14 +205,13 @@ def restored(begin: Checkpoint, trainer: Trainer, shard: Shard) -> Position:
     begin.restore(trainer.parameters())
     position = begin.position
     if shard.rank == 0:
-        log.info(
-            f"going on from {begin.path}: step {position.step} of {position.steps} in epoch {position.epoch + 1}"
-        )
+        log.info(f"going on from {begin.path}: step {position.step} of {position.steps} in epoch {position.epoch + 1}")
     return position
 
 
 def refuse_disagreement(config: Config, trainer: Trainer, position: Position, shard: Shard) -> None:
-    """Raises RunError if the devices are not about to train the same network, from the same place, on the same images."""
+    """Raises RunError if the devices are not about to train the same network, from the same place, on the same
+    images."""
     if shard.world_size > 1:
         place = "checkpoint to go on from; all machines must see the same --runs folder"
         numbers = {
@@ -229,7 +230,8 @@ def finish(config: Config, device: str, network: nn.Cell, folder: RunFolder, spl
     records = read_records(folder.path)
     if not records or "val" not in records[-1] or "best_top1" not in records[-1]:
         folder.warn(
-            f"{folder.path / 'metrics.jsonl'}: the last epoch is not in it, so there is no summary; the checkpoints are whole"
+            f"{folder.path / 'metrics.jsonl'}: the last epoch is not in it, so there is no summary; the checkpoints "
+            f"are whole"
         )
         return
     result = summary(records, config.best(), macs)

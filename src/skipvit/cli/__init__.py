@@ -39,7 +39,8 @@ COMMANDS = {
 
 
 def run(command: str, words: list[str]) -> int:
-    """Run a command; 0: it did what was asked, 1: it failed, 2: it was asked for the impossible, 3: stopped and saved."""
+    """Run a command; 0: it did what was asked, 1: it failed, 2: it was asked for the impossible, 3: stopped and
+    saved."""
     # MindSpore's own log repeats, over many lines, what the one line below says. GLOG_v=2 brings it back.
     os.environ.setdefault("GLOG_v", "4")
     # MindSpore's cache of compiled graphs takes one graph for another, see docs/details.md.

@@ -9,7 +9,8 @@ from skipvit.cli.options import OneLineParser
 DESCRIPTION = """\
 Turn timm or DeiT weights (.safetensors) into a MindSpore checkpoint (.ckpt) of this project's ViT, or back.
 The endings of the two files decide the direction; depth, width, patch, image and classes are read from the source.
-Weights are kept bit for bit in float32 (float16 and bfloat16 are widened to it, which loses nothing).
+Weights are kept bit for bit in float32 (float16 and bfloat16 are widened to it,
+which loses nothing).
 Entries of a training checkpoint that are not the model's (optimizer.*, trainer.*) are left out."""
 
 EPILOG = """\

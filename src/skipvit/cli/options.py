@@ -55,16 +55,23 @@ def from_words(
 def overriding(
     parser: argparse.ArgumentParser, words: list[str]
 ) -> tuple[argparse.Namespace, Callable[[dict[str, Any], str], Config]]:
-    """Parse a command line: the parser's own options, and `checked` with every key of the command line over the values."""
+    """Parse a command line: the parser's own options, and `checked` with every key of the command line over the
+    values."""
     source = CliSettingsSource(Config, root_parser=parser)
     options = parser.parse_args(words)
 
     def check(values: dict[str, Any], where: str) -> Config:
         try:
-            return checked(values, where, lambda **v: CliApp.run(Config, cli_args=options, cli_settings_source=source, **v))
+            return checked(
+                values, where, lambda **v: CliApp.run(Config, cli_args=options, cli_settings_source=source, **v)
+            )
         except SettingsError:
-            raise UsageError("a group such as --model takes no value of its own; set single keys, e.g. --model.depth 6") from None
+            raise UsageError(
+                "a group such as --model takes no value of its own; set single keys, e.g. --model.depth 6"
+            ) from None
         except yaml.YAMLError:
-            raise UsageError("--routes, --phases: not YAML; e.g. --routes '[{start: 4, end: 11, keep_ratio: 0.45}]'") from None
+            raise UsageError(
+                "--routes, --phases: not YAML; e.g. --routes '[{start: 4, end: 11, keep_ratio: 0.45}]'"
+            ) from None
 
     return options, check

@@ -24,6 +24,7 @@ from skipvit.config.groups import (
     OptimConfig,
     PhaseConfig,
 )
+from skipvit.config.imports import import_files
 from skipvit.config.older import translated
 from skipvit.config.phases import ForwardSpec, Phase, counted, forward_names, forwards, resolved
 from skipvit.routing.program import Probe, Program, compile_program
@@ -39,6 +40,7 @@ def _from_text(value: Any) -> Any:
 # What a run may be resumed with: none of it changes the weights it ends with.
 # (Batch size and accumulation: `Config.divided` keeps the images of an update.)
 MAY_CHANGE = {
+    "imports",
     "data.batch_size",
     "optim.accumulate",
     "data.path",
@@ -75,17 +77,20 @@ class Config(BaseSettings):
     """choose kernels whose results repeat bit by bit"""
     device: Literal["auto", "cpu", "ascend"] = "auto"
     """auto: ascend if this MindSpore finds a device, else cpu"""
+    imports: list[str] = []
+    """Python files of your own that register models and scorers, imported before anything else is read"""
     model: ModelConfig = ModelConfig()
     """the network"""
     init: InitConfig = InitConfig()
     """weights to start from"""
     routes: Annotated[list[Route], NoDecode, BeforeValidator(_from_text)] = []
-    """list of routes as YAML, e.g. '[{start: 4, end: 11, keep_ratio: 0.45, scorer: cls_attention, restore: true, fuse: false}]'"""
+    """list of routes as YAML, e.g. '[{start: 4, end: 11, keep_ratio: 0.45, scorer: cls_attention, restore: true, fuse:
+    false}]'"""
     routing: Literal["auto", "gather", "matmul"] = "auto"
     """formulation of the routes; auto: matmul on ascend, gather on cpu"""
     phases: Annotated[list[PhaseConfig], NoDecode, BeforeValidator(_from_text)] = []
-    """stretches of epochs and what differs in them, as YAML, e.g. '[{epochs: 15, routes: []}, {epochs: 285}]'; none: one that differs in
-    nothing"""
+    """stretches of epochs and what differs in them, as YAML, e.g. '[{epochs: 15, routes: []}, {epochs: 285}]'; none:
+    one that differs in nothing"""
     data: DataConfig = DataConfig()
     """what it learns from"""
     augment: AugmentConfig = AugmentConfig()
@@ -106,7 +111,10 @@ class Config(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _translate(cls, values: Any) -> Any:
-        return translated(values) if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            return values
+        imports = {"imports": import_files(values["imports"])} if values.get("imports") else {}
+        return translated(values | imports)
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -158,7 +166,8 @@ class Config(BaseSettings):
         return max(self.program(name).noise_width for name in self.forwards())
 
     def changed_since(self, before: Config, may_change: Collection[str] = MAY_CHANGE) -> list[str]:
-        """Keys that differ from another configuration of the same run, but for some; as it is, those that would change its result."""
+        """Keys that differ from another configuration of the same run, but for some; as it is, those that would change
+        its result."""
         a, b = before.model_dump(), self.model_dump()
         pairs = {key: (a[key], b[key]) for key in a if not isinstance(a[key], dict)}
         for group in (key for key in a if isinstance(a[key], dict)):
@@ -166,8 +175,8 @@ class Config(BaseSettings):
         return [key for key, (old, new) in pairs.items() if old != new and key not in may_change]
 
     def divided(self, images: int, devices: int) -> Config:
-        """This configuration with updates of so many images on so many devices: its batch_size, or the largest smaller one that
-        divides a device's share, and as much accumulation as that takes.
+        """This configuration with updates of so many images on so many devices: its batch_size, or the largest smaller
+        one that divides a device's share, and as much accumulation as that takes.
 
         Raises:
             UsageError: the devices cannot share them equally.
@@ -182,7 +191,8 @@ class Config(BaseSettings):
         batch = next(size for size in range(min(self.data.batch_size, share), 0, -1) if share % size == 0)
         if share // batch > MOST_ACCUMULATION:
             raise UsageError(
-                f"{self.name}: its updates take {images} images, {share} a device, and data.batch_size {self.data.batch_size} would "
+                f"{self.name}: its updates take {images} images, {share} a device, and data.batch_size "
+                f"{self.data.batch_size} would "
                 f"make {share // batch} batches of {batch} of them; use a data.batch_size that divides {share}"
             )
         data, optim = {"batch_size": batch}, {"accumulate": share // batch}
@@ -217,7 +227,8 @@ def check_together(config: Config) -> None:
         raise ValueError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
     if optim.train == "head" and not config.init.weights:
         raise ValueError(
-            "optim.train: head leaves nothing but a head on random blocks to train; name the blocks' weights in init.weights"
+            "optim.train: head leaves nothing but a head on random blocks to train; name the blocks' weights in "
+            "init.weights"
         )
     if optim.min_lr > optim.lr:
         raise ValueError(f"optim.min_lr: {optim.min_lr} is larger than optim.lr {optim.lr}")
@@ -226,7 +237,9 @@ def check_together(config: Config) -> None:
     if data.kind.startswith("cifar") and model.num_classes != int(data.kind[5:]):
         raise ValueError(f"model.num_classes: {data.kind} has {data.kind[5:]} classes, not {model.num_classes}")
     if data.kind == "shapes" and (model.image_size, model.num_classes) != (32, 10):
-        raise ValueError("data.kind: shapes are 32 x 32 images of 10 classes; set model.image_size 32, model.num_classes 10")
+        raise ValueError(
+            "data.kind: shapes are 32 x 32 images of 10 classes; set model.image_size 32, model.num_classes 10"
+        )
 
 
 def _check_forwards(config: Config) -> None:
@@ -253,7 +266,9 @@ def _check_forwards(config: Config) -> None:
             if name == "routed" and name not in known:
                 raise ValueError(f"{key}: there is no routed forward without routes; use auto or dense")
             if name.endswith("_ema") and not config.ema.decay and key == "checkpoint.best":
-                raise ValueError(f"{key}: there are no averaged weights with ema.decay 0; use auto, or e.g. --ema.decay 0.999")
+                raise ValueError(
+                    f"{key}: there are no averaged weights with ema.decay 0; use auto, or e.g. --ema.decay 0.999"
+                )
             if name != "auto" and name not in allowed:
                 raise ValueError(f"{key}: {name} is not a forward of this run; there are {', '.join(allowed)}")
     if config.checkpoint.best not in ("auto", *(name + s for name in config.evaluated() for s in suffixes)):

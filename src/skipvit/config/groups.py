@@ -44,7 +44,8 @@ class ModelConfig(Group):
     """tanh (a ViT's, if not given) is several times faster on CPU; erf is for weights trained with it (timm, DeiT)"""
 
     def spec(self) -> Any:
-        """The model's numbers, see `models.vit_spec.ViTSpec`. Raises ValueError, one line, if there is no such network."""
+        """The model's numbers, see `models.vit_spec.ViTSpec`. Raises ValueError, one line, if there is no such
+        network."""
         values = self.model_dump()
         return model_spec(values.pop("name"), **values)
 
@@ -53,11 +54,13 @@ class InitConfig(Group):
     """Weights to start from, instead of drawn ones."""
 
     weights: str | None = None
-    """a run's folder (its best checkpoint, else the newest), a checkpoint (.ckpt) or timm/DeiT weights (.safetensors); null: drawn from the seed"""
+    """a run's folder (its best checkpoint, else the newest), a checkpoint (.ckpt) or timm/DeiT weights (.safetensors);
+    null: drawn from the seed"""
     averaged: bool = True
     """take a checkpoint's averaged weights, if it has any"""
     head: Literal["auto", "new"] = "auto"
-    """auto: the head is new if it has other classes, as far as they are known (number; names, of a run), else it comes along; new: it is new"""
+    """auto: the head is new if it has other classes, as far as they are known (number; names, of a run), else it comes
+    along; new: it is new"""
 
 
 def _epochs_or_share(value: Any) -> Any:
@@ -92,8 +95,8 @@ class DataConfig(Group):
     """Images and labels."""
 
     kind: Literal["shapes", "image_folder", "mindrecord", "cifar10", "cifar100"] = "shapes"
-    """shapes: built in, generated from the seed, 32 x 32; image_folder: train/<class>/* and val/<class>/*; mindrecord: what `skipvit
-    mindrecord` made of such folders; cifar10, cifar100: the official binary files"""
+    """shapes: built in, generated from the seed, 32 x 32; image_folder: train/<class>/* and val/<class>/*; mindrecord:
+    what `skipvit mindrecord` made of such folders; cifar10, cifar100: the official binary files"""
     path: str | None = None
     """folder of the data set (all kinds but shapes)"""
     batch_size: int = Field(128, gt=0)
@@ -155,7 +158,8 @@ class OptimConfig(Group):
     lr: float = Field(5e-4, gt=0)
     """peak learning rate"""
     reference_batch: int | None = Field(None, gt=0)
-    """images an update that lr is meant for: it is scaled by devices x batch_size x accumulate / this; null: not scaled"""
+    """images an update that lr is meant for: it is scaled by devices x batch_size x accumulate / this; null: not
+    scaled"""
     accumulate: int = Field(1, gt=0, le=MOST_ACCUMULATION)
     """batches whose gradients make one update"""
     min_lr: float = Field(1e-5, ge=0)
@@ -175,9 +179,11 @@ class OptimConfig(Group):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """share of the target spread over all classes"""
     layer_decay: float = Field(1.0, gt=0, le=1)
-    """each layer learns at this times the rate of the one above it, from the head down to the embeddings; 1: all alike"""
+    """each layer learns at this times the rate of the one above it, from the head down to the embeddings; 1: all
+    alike"""
     train: Literal["all", "head"] = "all"
-    """head: all else stays as init.weights has it: no gradients, moments or averages, and no backward through the blocks"""
+    """head: all else stays as init.weights has it: no gradients, moments or averages, and no backward through the
+    blocks"""
 
 
 class AmpConfig(Group):
@@ -204,8 +210,8 @@ class EvalConfig(Group):
     """Evaluation during training, and which forward counts."""
 
     main: str = "auto"
-    """the forward whose accuracy counts; auto: the one that the last phase trains; dense: for routes that are meant for training
-    only"""
+    """the forward whose accuracy counts; auto: the one that the last phase trains; dense: for routes that are meant for
+    training only"""
     forwards: Literal["auto"] | list[str] = "auto"
     """names of the forwards to evaluate; auto: dense, routed (if the run has routes) and the main one"""
 
@@ -223,8 +229,8 @@ class CheckpointConfig(Group):
     keep: int = Field(3, gt=0)
     """newest checkpoints kept"""
     best: str = "auto"
-    """whose top-1 decides about best.ckpt, e.g. dense or routed_ema; auto: of the forward that counts (eval.main), averaged
-    weights if there are"""
+    """whose top-1 decides about best.ckpt, e.g. dense or routed_ema; auto: of the forward that counts (eval.main),
+    averaged weights if there are"""
 
 
 class LogConfig(Group):

@@ -10,8 +10,8 @@ Values = dict[str, Any]
 
 
 def over(values: Values, changes: Values, where: str) -> Values:
-    """Values with changes laid over them: mappings key by key, a dotted key (`optim.lr`, `routes.0.keep_ratio`) at its place,
-    anything else as a whole.
+    """Values with changes laid over them: mappings key by key, a dotted key (`optim.lr`, `routes.0.keep_ratio`) at its
+    place, anything else as a whole.
 
     Raises:
         UsageError: a dotted key leads nowhere.

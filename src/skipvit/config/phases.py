@@ -1,4 +1,5 @@
-"""The phases of a run, resolved: stretches of epochs, each with what differs in it, and the forwards that they train."""
+"""The phases of a run, resolved: stretches of epochs, each with what differs in it, and the forwards that they
+train."""
 
 from __future__ import annotations
 
@@ -52,25 +53,30 @@ class Phase:
 def counted(phases: list[PhaseConfig], epochs: int) -> list[PhaseConfig]:
     """The same phases with their epochs as whole numbers; those of no epoch are left out.
 
-    Shares are rounded where a phase ends, counted from the run's beginning (behind an open phase: from its end), to at least one epoch
-    where they are not 0. One phase may leave its epochs open: it has the rest.
+    Shares are rounded where a phase ends, counted from the run's beginning (behind an open phase: from its end), to at
+    least one epoch where they are not 0. One phase may leave its epochs open: it has the rest.
 
     Raises:
         ValueError: they are not the run's epochs together; one line.
     """
     open_ones = [i for i, phase in enumerate(phases) if phase.epochs is None]
     if len(open_ones) > 1:
-        raise ValueError(f"phases.{open_ones[1]}.epochs: only one phase may leave its epochs open, phases.{open_ones[0]} does")
+        raise ValueError(
+            f"phases.{open_ones[1]}.epochs: only one phase may leave its epochs open, phases.{open_ones[0]} does"
+        )
     first_open = open_ones[0] if open_ones else len(phases)
     before = _lengths([phase.epochs for phase in phases[:first_open]], epochs)
     after = _lengths([phase.epochs for phase in reversed(phases[first_open + 1 :])], epochs)[::-1]
     known = sum(before) + sum(after)
     if open_ones and known >= epochs:
         raise ValueError(
-            f"phases: {known} epochs of the others leave none of optim.epochs {epochs} for phases.{first_open}; use fewer"
+            f"phases: {known} epochs of the others leave none of optim.epochs {epochs} for phases.{first_open}; use "
+            f"fewer"
         )
     if phases and not open_ones and known != epochs:
-        raise ValueError(f"phases: {known} epochs together, optim.epochs is {epochs}; leave the epochs of one phase out")
+        raise ValueError(
+            f"phases: {known} epochs together, optim.epochs is {epochs}; leave the epochs of one phase out"
+        )
     lengths = [*before, *([epochs - known] if open_ones else []), *after]
     return [phase.model_copy(update={"epochs": length}) for phase, length in zip(phases, lengths) if length]
 
@@ -98,7 +104,8 @@ def resolved(config: Config) -> tuple[Phase, ...]:
 
 
 def forwards(config: Config) -> dict[str, ForwardSpec]:
-    """Every forward that a run trains or evaluates, by name: the dense and (if the run has routes) the routed one first."""
+    """Every forward that a run trains or evaluates, by name: the dense and (if the run has routes) the routed one
+    first."""
     size = config.model.image_size
     result = {"dense": ForwardSpec("dense", (), size)}
     if config.routes:
@@ -111,8 +118,8 @@ def forwards(config: Config) -> dict[str, ForwardSpec]:
 def forward_names(config: Config) -> list[str]:
     """Of each phase, the name of the forward that it trains.
 
-    `dense` has no routes, `routed` the run's, `phaseN` those that phase N (from 1) is the first to have; `@S` behind it: on images of S
-    pixels, if they are not the run's.
+    `dense` has no routes, `routed` the run's, `phaseN` those that phase N (from 1) is the first to have; `@S` behind
+    it: on images of S pixels, if they are not the run's.
     """
     known: list[ForwardSpec] = []
     for i, phase in enumerate(_listed(config)):

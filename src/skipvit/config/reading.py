@@ -21,7 +21,8 @@ MOST_SHOWN = 60  # characters of a wrong value
 
 
 def recipe(name: str | Path) -> Path:
-    """A configuration's file: as it is named, or below `configs` in the current folder, or the shipped one of that name."""
+    """A configuration's file: as it is named, or below `configs` in the current folder, or the shipped one of that
+    name."""
     path = Path(name)
     candidates = (path, Path("configs") / path, RECIPES / str(path).removeprefix("configs/"))
     return next((candidate for candidate in candidates if candidate.is_file()), path)
@@ -40,7 +41,8 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
         overrides: values over the file's, by key: `{"optim.lr": 1e-3, "routes": []}`.
 
     Raises:
-        UsageError: a missing or malformed file, an unknown key, a value that is not allowed, keys that contradict each other.
+        UsageError: a missing or malformed file, an unknown key, a value that is not allowed, keys that contradict each
+            other.
     """
     found = recipe(path)
     return checked(over(read_yaml(found), overrides or {}, str(path)), str(path))
@@ -103,7 +105,8 @@ def read_yaml(
 
 
 def first_problem(error: ValidationError, model: type[BaseModel] = Config) -> str:
-    """The first thing that a config, or another model, gets wrong: its key, what is allowed, what was given; one line."""
+    """The first thing that a config, or another model, gets wrong: its key, what is allowed, what was given; one
+    line."""
     problem = error.errors(include_url=False)[0]
     # Positions in unions and the like are strings of the library's own; keys and list positions are the config's.
     key = ".".join(str(part) for part in problem["loc"])

@@ -51,7 +51,8 @@ def build_loss(config: Config, forward: nn.Cell, mixes: bool, image_size: int) -
 
 
 def trained_parameters(config: Config, network: nn.Cell) -> list[Parameter]:
-    """The parameters that a run trains; of all others no gradient is ever asked for, so the graph has no backward to them."""
+    """The parameters that a run trains; of all others no gradient is ever asked for, so the graph has no backward to
+    them."""
     return [p for p in network.trainable_params() if config.optim.train == "all" or p.name.startswith("head.")]
 
 

@@ -15,7 +15,8 @@ from skipvit.util.errors import RunError, UsageError
 
 
 def choose(device: str) -> str:
-    """`cpu` or `ascend`, of auto, cpu or ascend. Raises UsageError if ascend is asked for where MindSpore finds no device."""
+    """`cpu` or `ascend`, of auto, cpu or ascend. Raises UsageError if ascend is asked for where MindSpore finds no
+    device."""
     has_device = device_context.ascend.is_available() if device != "cpu" else False
     if device == "ascend" and not has_device:
         raise UsageError(

@@ -122,9 +122,12 @@ class StepWatch(Callback):
         if values["overflows_in_a_row"] >= self.trainer.config.amp.max_overflows:
             saved = self.trainer.save_together(position)
             raise RunError(
-                f"epoch {position.epoch + 1}, step {position.step}: {values['overflows_in_a_row']:.0f} updates in a row "
-                f"were not finite (amp.max_overflows) and the loss scale is down to {values['loss_scale']:g}; the weights "
-                f"before them are {'saved' if saved else 'not saved'}. Begin another run (--name) with a lower optim.lr or "
+                f"epoch {position.epoch + 1}, step {position.step}: {values['overflows_in_a_row']:.0f} updates in a "
+                f"row "
+                f"were not finite (amp.max_overflows) and the loss scale is down to {values['loss_scale']:g}; the "
+                f"weights "
+                f"before them are {'saved' if saved else 'not saved'}. Begin another run (--name) with a lower "
+                f"optim.lr or "
                 f"--amp.dtype float32"
             )
 
@@ -164,7 +167,8 @@ class Trainer:
         self.evals = {name: Accuracy(build_forward(config, device, network, name)) for name in config.evaluated()}
 
     def step_of(self, phase: Phase) -> TrainStep:
-        """The training step of a phase: one for each distinct forward and kind of batches, over the same weights and moments."""
+        """The training step of a phase: one for each distinct forward and kind of batches, over the same weights and
+        moments."""
         mixes, image_size = phase.config.augment.mixes, phase.config.model.image_size
         key = phase.forward, mixes
         if key not in self.steps:
@@ -207,7 +211,8 @@ class Trainer:
                 self.run_phase(phase, begin)
         if self.unsaved:
             raise RunError(
-                f"{self.folder.checkpoints}: the last checkpoint could not be written; free some space and --resume auto"
+                f"{self.folder.checkpoints}: the last checkpoint could not be written; free some space and --resume "
+                f"auto"
             )
 
     def run_phase(self, phase: Phase, begin: Position) -> None:
@@ -260,14 +265,16 @@ class Trainer:
     def stop_at(self, position: Position) -> None:
         if not self.save_together(position):
             raise RunError(
-                f"{self.folder.checkpoints}: stopped, but the checkpoint could not be written; an older one may be there"
+                f"{self.folder.checkpoints}: stopped, but the checkpoint could not be written; an older one may be "
+                f"there"
             )
         raise Stopped(
             f"stopped after step {position.step} of epoch {position.epoch + 1}, saved; --resume auto goes on from there"
         )
 
     def save_together(self, position: Position) -> bool:
-        """Save, and have all devices wait for it: a launcher ends them all with the first that ends. Whether it worked."""
+        """Save, and have all devices wait for it: a launcher ends them all with the first that ends. Whether it
+        worked."""
         self.save(position)
         return sum_over_devices(np.array([float(self.unsaved)]), self.shard)[0] == 0
 
@@ -284,7 +291,8 @@ class Trainer:
                 self.folder.warn(str(error))
 
     def after_epoch(self, phase: Phase, position: Position, record: dict) -> None:
-        """Save, evaluate, log. A run that is resumed here does it again, from the same weights, with the same result."""
+        """Save, evaluate, log. A run that is resumed here does it again, from the same weights, with the same
+        result."""
         epoch, last = position.epoch + 1, self.config.optim.epochs
         if epoch % self.config.checkpoint.every == 0 or epoch == last:
             self.save(position)
@@ -293,7 +301,8 @@ class Trainer:
         if epoch % self.config.eval.every == 0 or epoch == last:
             record["val"] = {name: scores.as_dict() for name, scores in self.evaluate(position).items()}
             self.refuse_nonsense(epoch, record)
-            # Equal counts too: it may be the same evaluation again, after a run that was killed before it kept its best.
+            # Equal counts too: it may be the same evaluation again, after a run that was killed before it kept its
+            # best.
             top1 = record["val"][self.config.best()]["top1"]
             if top1 >= self.best:
                 self.best = top1
@@ -338,7 +347,9 @@ class Trainer:
             if not math.isfinite(scores["loss"]):
                 text = f"epoch {epoch}: the {name} validation loss is not a number"
                 if name == record["trained"]:
-                    raise RunError(f"{text}; begin another run (--name) with a lower optim.lr, best.ckpt is from before")
+                    raise RunError(
+                        f"{text}; begin another run (--name) with a lower optim.lr, best.ckpt is from before"
+                    )
                 self.folder.warn(text)
 
     def print_line(self, label: str, record: dict) -> None:

@@ -46,7 +46,8 @@ class Accuracy(nn.Cell):
 
 @dataclass(frozen=True)
 class Scores:
-    """Result of an evaluation: accuracies in percent, mean loss in nats, throughput without the first (compiling) batch."""
+    """Result of an evaluation: accuracies in percent, mean loss in nats, throughput without the first (compiling)
+    batch."""
 
     top1: float
     top5: float

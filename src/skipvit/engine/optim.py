@@ -10,7 +10,8 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 def learning_rates(steps: int, warmup_steps: int, peak: float, final: float) -> np.ndarray:
     """Linear warm-up to `peak`, then a half cosine to `final`: float64 (steps,), the rate of each step.
 
-    Step t of the warm-up has peak * (t + 1) / warmup_steps; the last step of a run that goes on beyond it by two or more has `final`.
+    Step t of the warm-up has peak * (t + 1) / warmup_steps; the last step of a run that goes on beyond it by two or
+    more has `final`.
     """
     warmup = peak * (np.arange(warmup_steps) + 1) / max(1, warmup_steps)
     progress = np.linspace(0, 1, max(0, steps - warmup_steps))

@@ -1,4 +1,5 @@
-"""What a training step changes besides weights and moments: loss scale, weight average, accumulated gradients, counters."""
+"""What a training step changes besides weights and moments: loss scale, weight average, accumulated gradients,
+counters."""
 
 from __future__ import annotations
 

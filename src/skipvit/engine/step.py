@@ -53,7 +53,8 @@ class TrainStep(nn.Cell):
 
     Args:
         loss: a cell that gives the scaled loss of a batch, see `objectives.CrossEntropy`.
-        optimizer: a cell that takes gradients and a factor for them, and returns the learning rate it used, see `optim.AdamW`.
+        optimizer: a cell that takes gradients and a factor for them, and returns the learning rate it used, see
+            `optim.AdamW`.
         clip_norm: largest global norm of the unscaled gradients; 0 does not clip.
         reduce: a cell that averages gradients over the devices, or None on one device.
         world_size: how many there are.

@@ -23,7 +23,9 @@ def training_step(config: Config, device: str, network: nn.Cell, name: str, worl
     """
     optimizer = build_optimizer(config, network, UPDATES_PER_EPOCH * config.optim.accumulate, world_size)
     forward, image_size = build_forward(config, device, network, name), config.forwards()[name].image_size
-    loss = build_loss(config, forward, any(phase.config.augment.mixes for phase in config.resolved_phases()), image_size)
+    loss = build_loss(
+        config, forward, any(phase.config.augment.mixes for phase in config.resolved_phases()), image_size
+    )
     average = gradient_average(optimizer.parameters, Shard(0, world_size))
     state = build_state(config, optimizer, device)
     return TrainStep(loss, optimizer, state, config.optim.clip_norm, average, world_size).set_train()

@@ -1,4 +1,5 @@
-"""What a forward costs, by formula: multiply-accumulates by part and by block, and what the backward keeps. Without MindSpore.
+"""What a forward costs, by formula: multiply-accumulates by part and by block, and what the backward keeps. Without
+MindSpore.
 
 Counted are matrix products; norms, softmax, GELU and the gathering and scattering of tokens are not.
 """
@@ -67,8 +68,8 @@ def forward_macs(spec: Any, program: Program, formulation: str = "gather") -> in
 
 
 def training_macs(spec: Any, program: Program, formulation: str = "gather", head_only: bool = False) -> int:
-    """Multiply-accumulates of one image's forward and backward. Where the head alone is trained, there is no other product in the
-    backward than that of its weight's gradient."""
+    """Multiply-accumulates of one image's forward and backward. Where the head alone is trained, there is no other
+    product in the backward than that of its weight's gradient."""
     parts = forward_parts(spec, program, formulation)
     if head_only:
         return sum(parts.values()) + parts["head"]
@@ -76,12 +77,14 @@ def training_macs(spec: Any, program: Program, formulation: str = "gather", head
 
 
 def activations(spec: Any, program: Program, compute: int) -> int:
-    """Bytes that a forward keeps of an image for its backward; `compute`: of a number of the matrix products, 4 or 2."""
+    """Bytes that a forward keeps of an image for its backward; `compute`: of a number of the matrix products, 4 or
+    2."""
     return sum(spec.activations(step, compute) for step in program.steps)
 
 
 def _scorers(spec: Any, program: Program, moves: bool) -> int:
-    """The [CLS] row; and keys (and values, if they are read) of the tokens that bypassed a block and come back for a scorer."""
+    """The [CLS] row; and keys (and values, if they are read) of the tokens that bypassed a block and come back for a
+    scorer."""
     total, steps = 0, program.steps
     for i, step in enumerate(steps):
         if step.kind == "score" and "cls_row" in step.scorer.reads:

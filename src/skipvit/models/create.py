@@ -32,7 +32,8 @@ def create_model(
     >>> logits = network(images)  # uint8 (B, 224, 224, 3) -> float32 (B, 1000)
 
     For training, give it the random numbers of a step: `network.set_train()(images, noise)` with noise float32
-    (B, network.noise_width), uniform in [0, 1). In graph mode (`mindspore.set_context(mode=0)`) it compiles to one static graph.
+    (B, network.noise_width), uniform in [0, 1). In graph mode (`mindspore.set_context(mode=0)`) it compiles to one
+    static graph.
 
     Args:
         name: of `list_models()`, as in timm.
@@ -41,7 +42,8 @@ def create_model(
         outputs: names of what it returns, of `network.program.makes`.
         dtype: of the matrix products, float32 (default) or float16.
         seed: of the weights and of the noise where none is given.
-        overrides: what differs from the model's own: `image_size`, `patch`, `width`, `depth`, `heads`, `drop_path`, `gelu`.
+        overrides: what differs from the model's own: `image_size`, `patch`, `width`, `depth`, `heads`, `drop_path`,
+            `gelu`.
 
     Raises:
         ValueError: no such model, numbers that do not go together, a route that cannot run; one line.

@@ -1,5 +1,5 @@
-"""Parts of a block with their gradients written out in few passes over memory, for CPU: what MindSpore's own kernels take there is in
-docs/speed.md. On Ascend its kernels are used, see `vit.ViT`'s `fused_kernels`.
+"""Parts of a block with their gradients written out in few passes over memory, for CPU: what MindSpore's own kernels
+take there is in docs/speed.md. On Ascend its kernels are used, see `vit.ViT`'s `fused_kernels`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ NORM_EPSILON = 1e-6  # as in timm's ViT
 
 
 class AddBias(nn.Cell):
-    """Rows (R, D) plus a bias (D,). Its gradient is a product with ones, many times faster than MindSpore's CPU kernel."""
+    """Rows (R, D) plus a bias (D,). Its gradient is a product with ones, many times faster than MindSpore's CPU
+    kernel."""
 
     def construct(self, rows, bias):
         return ops.BiasAdd()(rows, bias)
@@ -35,7 +36,8 @@ def across(column, width):
 
 
 class NormalizeRows(nn.Cell):
-    """Layer norm of rows x (R, D), weight and bias (D,), with its gradient written out: several times MindSpore's CPU kernel."""
+    """Layer norm of rows x (R, D), weight and bias (D,), with its gradient written out: several times MindSpore's CPU
+    kernel."""
 
     def __init__(self):
         super().__init__()
@@ -76,7 +78,8 @@ class Attend(nn.Cell):
 
 
 class AttendByHand(nn.Cell):
-    """The same with its gradient written out, which passes over the N x N map once where MindSpore's does several times."""
+    """The same with its gradient written out, which passes over the N x N map once where MindSpore's does several
+    times."""
 
     def __init__(self):
         super().__init__()
@@ -96,8 +99,8 @@ def attention_of(q, k, dtype):
 class _AttendByHand(nn.Cell):
     """The values, and the attention, which their gradient needs and nobody else may read.
 
-    The softmax's gradient is p (dp - sum(p dp)), and sum(p dp) = y dy (FlashAttention, arXiv 2205.14135, appendix B.2): so the
-    difference is one product, of dy with that sum as another column and v with ones.
+    The softmax's gradient is p (dp - sum(p dp)), and sum(p dp) = y dy (FlashAttention, arXiv 2205.14135, appendix B.2):
+    so the difference is one product, of dy with that sum as another column and v with ones.
     """
 
     def construct(self, q, k, v):
@@ -118,7 +121,8 @@ class _AttendByHand(nn.Cell):
 
 
 class TanhGelu(nn.Cell):
-    """The tanh approximation of GELU with its gradient written out, in float32 (the cube of a large float16 overflows)."""
+    """The tanh approximation of GELU with its gradient written out, in float32 (the cube of a large float16
+    overflows)."""
 
     def __init__(self):
         super().__init__()
@@ -130,8 +134,8 @@ class TanhGelu(nn.Cell):
 
 
 class _TanhGelu(nn.Cell):
-    """It is x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3). Returns that and, for its gradient alone, its derivative: the backward
-    pass is then one product, and keeps one array instead of all steps between."""
+    """It is x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3). Returns that and, for its gradient alone, its
+    derivative: the backward pass is then one product, and keeps one array instead of all steps between."""
 
     def construct(self, x):
         slope = 1.5957691216057308 + 0.07135481627260025 * x * x  # 2 u / x

@@ -62,7 +62,8 @@ class PatchEmbed(nn.Cell):
     """Cut images into patches and project each: (B, H, W, 3) -> (B, tokens, D).
 
     A reshape and a matrix product: the same arithmetic as a convolution whose stride is its kernel.
-    uint8 images are normalised with the ImageNet mean and deviation here, in the graph; float images are taken as normalised.
+    uint8 images are normalised with the ImageNet mean and deviation here, in the graph; float images are taken as
+    normalised.
     """
 
     def __init__(self, patch: int, width: int, fused: bool, dtype: ms.Type):

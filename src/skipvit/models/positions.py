@@ -8,11 +8,12 @@ from PIL import Image
 
 
 def resized_positions(positions: np.ndarray, grid: int, prefix: int = 1) -> np.ndarray:
-    """Resize a square position embedding, float (1, prefix + n * n, D) -> float32 (1, prefix + grid * grid, D); those of the
-    tokens in front ([CLS]) stay.
+    """Resize a square position embedding, float (1, prefix + n * n, D) -> float32 (1, prefix + grid * grid, D); those
+    of the tokens in front ([CLS]) stay.
 
     Bicubic with a = -1/2, antialiased: shrinking widens the kernel. As timm's `resample_abs_pos_embed` (PyTorch's
-    `interpolate(mode="bicubic", antialias=True)`) and Pillow's BICUBIC; DeiT's own code does not antialias and takes a = -3/4.
+    `interpolate(mode="bicubic", antialias=True)`) and Pillow's BICUBIC; DeiT's own code does not antialias and takes a
+    = -3/4.
     """
     old = round((positions.shape[1] - prefix) ** 0.5)
     if old == grid:

@@ -14,8 +14,8 @@ MODELS: dict[str, Callable[..., Any]] = {}
 def register_model(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function the model of a name; a name that exists is replaced.
 
-    The function takes `image_size`, `num_classes`, `drop_path` and whatever else a configuration's `model` may set for it
-    (`width`, `depth`, `heads`, `patch`, `gelu`), by keyword, and returns a specification with what
+    The function takes `image_size`, `num_classes`, `drop_path` and whatever else a configuration's `model` may set for
+    it (`width`, `depth`, `heads`, `patch`, `gelu`), by keyword, and returns a specification with what
     `models.vit_spec.ViTSpec` has: the program, the costs, the weights' names and the network ask it.
     """
 

@@ -26,10 +26,10 @@ class ViT(nn.Cell):
 
     Args:
         spec: its numbers.
-        fused_kernels: MindSpore's kernels of layer norm and GELU and its gradients of softmax and bias, right for Ascend; else the
-            same functions written out, which is faster on CPU.
-        dtype: of the matrix products, float32 (default) or float16; parameters, residual stream, layer norm and softmax are
-            float32.
+        fused_kernels: MindSpore's kernels of layer norm and GELU and its gradients of softmax and bias, right for
+            Ascend; else the same functions written out, which is faster on CPU.
+        dtype: of the matrix products, float32 (default) or float16; parameters, residual stream, layer norm and softmax
+            are float32.
     """
 
     def __init__(self, spec: ViTSpec, fused_kernels: bool = False, dtype: Any = None):
@@ -56,7 +56,8 @@ class ViT(nn.Cell):
         """The dense forward: logits (B, classes) of images (B, H, W, 3), uint8 or float.
 
         Args:
-            noise: float32 (B, at least 2 depth), uniform in [0, 1): columns 2 i and 2 i + 1 are for the drop path of block i.
+            noise: float32 (B, at least 2 depth), uniform in [0, 1): columns 2 i and 2 i + 1 are for the drop path of
+                block i.
         """
         x = self.embed(images)
         for block in self.blocks:
@@ -70,8 +71,8 @@ class ViT(nn.Cell):
         return ops.Concat(1)((cls, patches)) + self.positions(images.shape[1] // self.patch, 1)
 
     def positions(self, grid, prefix):
-        """The position embedding for a grid of patches, (1, prefix + grid * grid, D): resized where it is not the network's own, so
-        that one set of weights serves all image sizes."""
+        """The position embedding for a grid of patches, (1, prefix + grid * grid, D): resized where it is not the
+        network's own, so that one set of weights serves all image sizes."""
         if grid == self.grid:
             return self.pos_embed
         tokens = self.pos_embed.shape[1]

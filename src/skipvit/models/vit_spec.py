@@ -1,4 +1,5 @@
-"""What a Vision Transformer (arXiv 2010.11929) is, as numbers: shapes, names of its weights, costs. Without MindSpore."""
+"""What a Vision Transformer (arXiv 2010.11929) is, as numbers: shapes, names of its weights, costs. Without
+MindSpore."""
 
 from __future__ import annotations
 
@@ -99,8 +100,8 @@ class ViTSpec:
         return total
 
     def layer(self, name: str) -> int:
-        """The layer of a weight for layer-wise learning rates, as BEiT (arXiv 2106.08254) counts: embeddings 0, block i i + 1,
-        what follows depth + 1."""
+        """The layer of a weight for layer-wise learning rates, as BEiT (arXiv 2106.08254) counts: embeddings 0, block i
+        i + 1, what follows depth + 1."""
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
         return 0 if name.startswith(EMBEDDINGS) else self.depth + 1
@@ -132,10 +133,11 @@ class ViTSpec:
     def activations(self, step: Step, compute: int) -> int:
         """Bytes that a step keeps of an image for its backward.
 
-        Of N tokens of width d: the standardised input of each norm in float32 (N d each); and of the compute type the inputs of
-        q, k and v, these three, the values' mean (5 N d), the MLP's input, its hidden layer before and after GELU (9 N d).
-        Attention after softmax (heads x N^2) in float32, and once more where the compute type is another. The count is that of
-        arXiv 2205.05198 for a layer without dropout.
+        Of N tokens of width d: the standardised input of each norm in float32 (N d each); and of the compute type the
+        inputs of q, k and v, these three, the values' mean (5 N d), the MLP's input, its hidden layer before and after
+        GELU (9 N d).
+        Attention after softmax (heads x N^2) in float32, and once more where the compute type is another. The count is
+        that of arXiv 2205.05198 for a layer without dropout.
 
         Args:
             compute: bytes of a number of the matrix products, 4 or 2.

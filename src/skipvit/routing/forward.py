@@ -14,10 +14,11 @@ from skipvit.routing.select import SELECTORS, Formulation
 
 
 class Forward(nn.Cell):
-    """One forward of a network, unrolled into a static graph when it is compiled. Forwards share the network's parameters.
+    """One forward of a network, unrolled into a static graph when it is compiled. Forwards share the network's
+    parameters.
 
-    All randomness comes in from outside as noise, so a step can be repeated exactly: uniform numbers in [0, 1), columns 2 i and
-    2 i + 1 for the drop path of block i, then those of the routes' scorers.
+    All randomness comes in from outside as noise, so a step can be repeated exactly: uniform numbers in [0, 1), columns
+    2 i and 2 i + 1 for the drop path of block i, then those of the routes' scorers.
 
     Args:
         network: a backbone's cell, e.g. `models.vit.ViT`.
@@ -96,8 +97,8 @@ class Forward(nn.Cell):
                 slots = moved(slots, step.carrier.places(select, mask))
                 seen[f"routes.{step.route}.slots"] = slots
             elif step.kind == "rescore":
-                # The next scorer ranks every token, so its keys and values must cover those that bypassed this block too;
-                # its query, [CLS], is the same.
+                # The next scorer ranks every token, so its keys and values must cover those that bypassed this block
+                # too; its query, [CLS], is the same.
                 everyone = self.put_back(step, entered, before, mask)
                 signals = self.network.blocks[step.block].signals_of(everyone, signals)
             elif step.kind == "restore":

@@ -1,7 +1,8 @@
 """The program: what a forward computes, as a flat list of steps with the layout of the tokens before and after each.
 
 Pure Python, without MindSpore. `routing.forward.Forward` walks a program when it is compiled; multiply-accumulates and
-memory (`measure`), the ONNX graph (`weights`), the audit, the pictures of kept patches and the tests walk the same list.
+memory (`measure`), the ONNX graph (`weights`), the audit, the pictures of kept patches and the tests walk the same
+list.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Embed(Step):
 
 
 class Attend(Step):
-    """The first half of a block, in which tokens meet. Makes `blocks.N.cls_attention`: what [CLS] attends to of the patches."""
+    """The first half of a block, in which tokens meet. Makes `blocks.N.cls_attention`: what [CLS] attends to of the
+    patches."""
 
     kind = "attend"
 
@@ -107,8 +109,8 @@ class Score(Step):
 
 @dataclass(frozen=True)
 class Select(Step):
-    """The kept tokens go on, the others take the carrier's way. Makes `routes.N.slots`: which place of the sequence each of the
-    image's patches lives in from here on, -1 for none."""
+    """The kept tokens go on, the others take the carrier's way. Makes `routes.N.slots`: which place of the sequence
+    each of the image's patches lives in from here on, -1 for none."""
 
     kind: ClassVar[str] = "select"
     carrier: Carrier = field(kw_only=True)
@@ -127,7 +129,8 @@ class Restore(Step):
 
 
 class Rescore(Restore):
-    """Keys and values of all tokens for the scorer that follows a route at once: those that bypassed the block before, too."""
+    """Keys and values of all tokens for the scorer that follows a route at once: those that bypassed the block before,
+    too."""
 
     kind = "rescore"
 
@@ -275,7 +278,8 @@ class _Writer:
             self.layout = outer
 
     def scored_at_once(self, r: int, span: Span) -> bool:
-        """Whether route r begins where a span ends, and its scorer reads the attention of a block that not all tokens saw."""
+        """Whether route r begins where a span ends, and its scorer reads the attention of a block that not all tokens
+        saw."""
         follows = r < len(self.spans) and self.spans[r].start == span.end and self.spans[r].reads_before
         return follows and span.first_block < span.end
 
@@ -292,4 +296,3 @@ def kept_positions(slots: np.ndarray, layout: Layout) -> np.ndarray:
     """
     alone = (slots >= layout.prefix) & (slots < layout.prefix + layout.patches)
     return np.nonzero(alone)[1].reshape(len(slots), layout.patches)
-

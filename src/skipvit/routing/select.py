@@ -1,8 +1,8 @@
 """Selectors: the best of a ranking, and how tokens are taken out of a sequence and put back, with static shapes.
 
 Two formulations keep the same tokens in the same order and are bit-identical. `gather` (top-k, gather, scatter) is the
-faster on CPU; `matmul` (a 0/1 matrix times tokens) stays on the cube and vector units of an Ascend 910A, where gather, scatter
-and float32 top-k fall to its AI CPU. Nothing else in routing knows the device.
+faster on CPU; `matmul` (a 0/1 matrix times tokens) stays on the cube and vector units of an Ascend 910A, where gather,
+scatter and float32 top-k fall to its AI CPU. Nothing else in routing knows the device.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Selector(nn.Cell):
 
     Attributes:
         before: layout of the sequence that the route selects from.
-        kept: patches that stay; length: tokens that stay, those in front and behind included, without what a carrier adds.
+        kept: patches that stay; length: tokens that stay, those in front and behind included, without what a carrier
+            adds.
     """
 
     def __init__(self, step: Select):
@@ -50,7 +51,8 @@ class Selector(nn.Cell):
         self.without_added = Leading(self.length)
 
     def mask(self, ranking: Tensor) -> Tensor:
-        """The `kept` largest of each row, ties to the earlier position: float32 0/1 (B, sequence), 1 in front and behind.
+        """The `kept` largest of each row, ties to the earlier position: float32 0/1 (B, sequence), 1 in front and
+        behind.
 
         Args:
             ranking: float32 (B, patches).

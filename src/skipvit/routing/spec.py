@@ -3,8 +3,8 @@
 A route sends some patch tokens around a span of blocks. A scorer ranks the tokens, the best `keep_ratio` of them run
 through the span, the others keep the values they had and return, each to its original place, where it ends.
 
-Sources: SkipViT (arXiv 2401.15293) for the bypass; EViT (2202.07800) for the fused token; TREAD (2501.04765) and random-LTD
-(2211.11586) for random routes. Who ranks the tokens: `routing.scorers`.
+Sources: SkipViT (arXiv 2401.15293) for the bypass; EViT (2202.07800) for the fused token; TREAD (2501.04765) and
+random-LTD (2211.11586) for random routes. Who ranks the tokens: `routing.scorers`.
 """
 
 from __future__ import annotations
@@ -47,19 +47,23 @@ class Route(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     start: Border
-    """first block (from 0) that sees only the kept tokens; negative: counted from the end; 1/3: that share of the depth, rounded"""
+    """first block (from 0) that sees only the kept tokens; negative: counted from the end; 1/3: that share of the
+    depth, rounded"""
     end: Border | None = None
     """first block that sees every token again, in the same way; null: the depth, and nothing returns"""
     keep_ratio: float = 0.45
     """share of the patch tokens kept, in (0, 1]; [CLS] is always kept"""
     scorer: str = "cls_attention"
-    """who ranks the tokens: cls_attention, the [CLS] row of block start - 1's attention, mean over heads, or another scorer"""
+    """who ranks the tokens: cls_attention, the [CLS] row of block start - 1's attention, mean over heads, or another
+    scorer"""
     restore: bool = True
     """the bypassed tokens return at `end`, unchanged and in their original places"""
     fuse: bool = False
-    """one more token, the score-weighted mean of the others, runs through the span; it ends where they return, else it stays"""
+    """one more token, the score-weighted mean of the others, runs through the span; it ends where they return, else it
+    stays"""
     at: Literal["block", "mlp"] = "block"
-    """where in block `start` tokens part: before it, or between its attention, which then scores them, and its MLP, as in EViT"""
+    """where in block `start` tokens part: before it, or between its attention, which then scores them, and its MLP, as
+    in EViT"""
     each: bool = False
     """the tokens are selected anew for every block of the span: a route for each"""
 
@@ -204,7 +208,9 @@ def _check_span(span: Span, key: str, route: Route, patches: int, layout: Layout
         )
     if "cls_row" in scorer.reads and not layout.prefix:
         blind = ", ".join(name for name, other in SCORERS.items() if "cls_row" not in other.reads)
-        raise ValueError(f"{key}.scorer: {span.scorer} reads the attention of [CLS], which this network has none of; use {blind}")
+        raise ValueError(
+            f"{key}.scorer: {span.scorer} reads the attention of [CLS], which this network has none of; use {blind}"
+        )
 
 
 def _refuse_blind(span: Span, spans: list[Span], i: int) -> None:
@@ -212,7 +218,7 @@ def _refuse_blind(span: Span, spans: list[Span], i: int) -> None:
     before = spans[-1] if spans else None
     if span.reads_before and before and before.end == before.first_block == span.start and not before.restore:
         raise ValueError(
-            f"routes.{i}.at: in block {span.start - 1} attention still saw the tokens that the route before took away there, "
+            f"routes.{i}.at: in block {span.start - 1} attention still saw the tokens that the route before took away "
+            f"there, "
             f"so it cannot score the rest; use at: mlp here too, or start at {span.start + 1} or later"
         )
-

@@ -13,7 +13,9 @@ from skipvit.engine.metrics import Accuracy, Scores, evaluate
 from skipvit.runs.run import Run
 
 
-def evaluate_run(run: Run | str | Path, which: str | Path = "last", forwards: Iterable[str] | None = None) -> dict[str, Scores]:
+def evaluate_run(
+    run: Run | str | Path, which: str | Path = "last", forwards: Iterable[str] | None = None
+) -> dict[str, Scores]:
     """Accuracies of a run's forwards, by name, and with `_ema` behind it of the averaged weights; arguments as of
     `evaluate_checkpoint`, `which` as of `Run.checkpoint`."""
     run = run if isinstance(run, Run) else Run(run)

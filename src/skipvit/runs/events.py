@@ -22,7 +22,8 @@ def require() -> None:
 
 
 class Events:
-    """The records of a run as TensorBoard scalars, written at once: a full disk is an OSError here, not a stuck thread."""
+    """The records of a run as TensorBoard scalars, written at once: a full disk is an OSError here, not a stuck
+    thread."""
 
     def __init__(self, folder: Path):
         folder.mkdir(exist_ok=True)

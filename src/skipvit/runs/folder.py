@@ -17,8 +17,8 @@ import skipvit
 from skipvit.config.phases import Phase
 from skipvit.runs.curves import curves
 from skipvit.runs.events import Events
-from skipvit.util.errors import UsageError
 from skipvit.runs.run import read_records
+from skipvit.util.errors import UsageError
 from skipvit.util.files import lock, make_folder, replacing, write_whole
 from skipvit.util.log import log
 
@@ -38,7 +38,8 @@ class RunFolder:
         self.events = self.lock = None
 
     def refuse_existing(self, resuming: bool = False) -> None:
-        """Raises UsageError if a run of this name is there already; resuming, one that was killed before it began is none."""
+        """Raises UsageError if a run of this name is there already; resuming, one that was killed before it began is
+        none."""
         if (
             self.writes
             and self.path.exists()
@@ -67,8 +68,8 @@ class RunFolder:
             self.events.close()
 
     def refuse_no_room(self, checkpoint: int, keep: int) -> None:
-        """Raises UsageError if the folder cannot be written, or has no room for `keep` checkpoints of so many bytes, the best and one
-        being written. A machine that writes nothing needs none."""
+        """Raises UsageError if the folder cannot be written, or has no room for `keep` checkpoints of so many bytes,
+        the best and one being written. A machine that writes nothing needs none."""
         if not self.writes:
             return
         existing = next(folder for folder in (self.path.absolute(), *self.path.absolute().parents) if folder.exists())
@@ -79,7 +80,8 @@ class RunFolder:
         free = shutil.disk_usage(existing).free
         if free < needed:
             raise UsageError(
-                f"{self.path}: its checkpoints will take {needed / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB free; "
+                f"{self.path}: its checkpoints will take {needed / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} "
+                f"GiB free; "
                 f"free some, or use another --runs or a smaller checkpoint.keep"
             )
 

@@ -90,8 +90,8 @@ class Run:
         """The file of a checkpoint that is whole.
 
         Args:
-            which: `last`, the newest, or one before it if it is damaged (a warning says so); `best`, that of the best top-1, or
-                the last where there is none; or a file.
+            which: `last`, the newest, or one before it if it is damaged (a warning says so); `best`, that of the best
+                top-1, or the last where there is none; or a file.
 
         Raises:
             UsageError: there is none.
@@ -138,7 +138,8 @@ class Run:
         return load_network(self.config, self.checkpoint(which), forward, averaged, device, outputs)
 
     def predict(self, images: np.ndarray, forward: str | None = None, batch_size: int = 16) -> np.ndarray:
-        """Probabilities, float32 (n, classes), of images (n, S, S, 3), uint8 or normalised float32, of the run's size."""
+        """Probabilities, float32 (n, classes), of images (n, S, S, 3), uint8 or normalised float32, of the run's
+        size."""
         name = forward or self.config.main()
         if name not in self._networks:
             self._networks[name] = self.network(name)
@@ -158,7 +159,8 @@ def load_network(
     device: str = "auto",
     outputs: tuple[str, ...] = ("logits",),
 ) -> Forward:
-    """A forward of a configuration with the weights of a checkpoint; what the arguments mean and what it raises: `Run.network`."""
+    """A forward of a configuration with the weights of a checkpoint; what the arguments mean and what it raises:
+    `Run.network`."""
     name = forward or config.main()
     if name not in config.forwards():
         raise UsageError(f"forward {name!r} is not one of this run's: {', '.join(config.forwards())}")

@@ -1,7 +1,7 @@
 """MindSpore, imported when something of it is first used.
 
-Specifications, checks and `--help` need none of it, and its import takes seconds. Functions that MindSpore compiles find
-the real operators under these names, as under an ordinary import.
+Specifications, checks and `--help` need none of it, and its import takes seconds. Functions that MindSpore compiles
+find the real operators under these names, as under an ordinary import.
 """
 
 from __future__ import annotations

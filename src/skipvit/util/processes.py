@@ -29,8 +29,8 @@ LAUNCHER = "SKIPVIT_LAUNCHER"  # process number of the launcher, for its ranks
 def adopt_orphans() -> None:
     """Become the parent of processes whose own parent ends: only a parent learns exit codes.
 
-    msrun, told not to wait, starts the processes and ends; told to wait, it kills all a second after the first exit code
-    that is not 0, even while they save, and hands no signal on.
+    msrun, told not to wait, starts the processes and ends; told to wait, it kills all a second after the first exit
+    code that is not 0, even while they save, and hands no signal on.
     """
     set_child_subreaper = 36  # PR_SET_CHILD_SUBREAPER of linux/prctl.h
     ctypes.CDLL(None, use_errno=True).prctl(set_child_subreaper, 1, 0, 0, 0)
@@ -43,7 +43,8 @@ def end_with_launcher() -> None:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send this process SIGTERM when its parent ends, however it ends; a new program in this process keeps that."""
+    """Have the kernel send this process SIGTERM when its parent ends, however it ends; a new program in this process
+    keeps that."""
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM, 0, 0, 0)
 
@@ -81,7 +82,8 @@ def members(log_dir: Path) -> list[Member]:
 
 
 def end(found: list[Member]) -> None:
-    """Kill processes and all that they and msrun started; an end that is not reached (a hanging driver) is no reason to wait for."""
+    """Kill processes and all that they and msrun started; an end that is not reached (a hanging driver) is no reason to
+    wait for."""
     for member in found:
         _kill_group(member.process.pid)
     left = [member.process for member in found if member.exit_code is None] + psutil.Process().children(recursive=True)

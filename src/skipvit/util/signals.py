@@ -19,7 +19,8 @@ def stop_signals() -> list[int]:
 class StopRequest:
     """A context in which the first SIGTERM or SIGINT only sets `name`; the second one acts as it would without.
 
-    Under the launcher, which kills where it is asked twice, all of them only set `name`: a batch system may signal it and each rank.
+    Under the launcher, which kills where it is asked twice, all of them only set `name`: a batch system may signal it
+        and each rank.
     """
 
     def __init__(self):
