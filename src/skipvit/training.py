@@ -173,7 +173,9 @@ def newest_checkpoint(folder: RunFolder, config: Config, splits: Splits) -> Chec
             raise UsageError(f"{path}: it was trained on other images; resume with the same ones, or use --name")
         return found
     if candidates:
-        raise RunError(f"{folder.checkpoints}: no checkpoint in it can be read whole, see above; begin anew with another --name")
+        raise RunError(
+            f"{folder.checkpoints}: no checkpoint in it can be read whole, see above; begin anew with another --name"
+        )
     if folder.writes:
         log.info(f"{folder.path}: no checkpoint to go on from, beginning anew")
     return None

@@ -113,10 +113,7 @@ def test_no_data_there(made, tmp_path):
 
 @pytest.mark.parametrize(
     "kind,subfolder,file",
-    [
-        ("cifar10", "cifar-10-batches-py", "data_batch_1"),
-        ("cifar100", "cifar-100-python", "meta"),
-    ],
+    [("cifar10", "cifar-10-batches-py", "data_batch_1"), ("cifar100", "cifar-100-python", "meta")],
 )
 def test_the_python_version_is_named(tmp_path, kind, subfolder, file):
     (tmp_path / subfolder).mkdir()

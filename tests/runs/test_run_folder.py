@@ -23,7 +23,12 @@ def folder(tmp_path):
 
 def epoch(number, **values):
     scores = {"top1": 10.0 * number, "top5": 50.0, "loss": 2.0 / number}
-    return {"epoch": number, "phase": "routed", "train_loss": 1.0, "val": {"dense": scores, "routed_ema": scores}} | values
+    return {
+        "epoch": number,
+        "phase": "routed",
+        "train_loss": 1.0,
+        "val": {"dense": scores, "routed_ema": scores},
+    } | values
 
 
 def test_records_are_the_epochs_and_a_second_evaluation_keeps_what_it_does_not_know(folder):

@@ -51,9 +51,7 @@ def parser() -> configuration.OneLineParser:
     result.add_argument("--weights", metavar="FILE", help="checkpoint, instead of the run's newest")
     result.add_argument("--scorers", metavar="A,B", help="scorers to measure; the usual ones if not given")
     result.add_argument(
-        "--masks",
-        metavar="FOLDER",
-        help="masks of the validation images (an image folder's), as <class>/<image>.png",
+        "--masks", metavar="FOLDER", help="masks of the validation images (an image folder's), as <class>/<image>.png"
     )
     result.add_argument(
         "--images", type=int, default=200, metavar="N", help="validation images, evenly spaced (default: 200)"

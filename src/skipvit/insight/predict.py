@@ -50,10 +50,7 @@ class Prediction(NamedTuple):
 def parser() -> configuration.OneLineParser:
     result = configuration.OneLineParser(prog="skipvit predict", description="Classify images.", epilog=EPILOG)
     result.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
-        help="folder of a run (unless --config), then images and folders of them",
+        "inputs", nargs="+", metavar="INPUT", help="folder of a run (unless --config), then images and folders of them"
     )
     add_options(result)
     result.add_argument("--top", type=int, default=5, metavar="K", help="classes an image (default: 5)")

@@ -161,7 +161,9 @@ def cls_attention_value(step: Any, signals: Any, noise: Any, training: bool) -> 
     return weights, weights
 
 
-def _inverse_cls_attention_onnx(graph: Any, step: Any, signals: Mapping[str, str], noise: np.ndarray) -> tuple[Any, Any]:
+def _inverse_cls_attention_onnx(
+    graph: Any, step: Any, signals: Mapping[str, str], noise: np.ndarray
+) -> tuple[Any, Any]:
     weights, _ = _mean_row_onnx(graph, step, signals, noise)
     return graph.op("Neg", weights), weights
 
@@ -174,7 +176,11 @@ def inverse_cls_attention(step: Any, signals: Any, noise: Any, training: bool) -
 
 
 @register_scorer(
-    "sampled_cls_attention", reads=("cls_row",), noise=(1, 0), knobs={"temperature": (1.0, 0, 1000)}, onnx=_mean_row_onnx
+    "sampled_cls_attention",
+    reads=("cls_row",),
+    noise=(1, 0),
+    knobs={"temperature": (1.0, 0, 1000)},
+    onnx=_mean_row_onnx,
 )
 def sampled_cls_attention(step: Any, signals: Any, noise: Any, training: bool) -> Any:
     """Tokens drawn without replacement, each with chances in proportion to attention ** (1 / temperature): the largest of

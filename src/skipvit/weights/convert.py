@@ -29,6 +29,7 @@ HEAD = ("head.weight", "head.bias")
 LISTED_NAMES = 8
 WRITE_ERRORS = (OSError, RuntimeError, ValueError, safetensors.SafetensorError)
 
+
 class Geometry(NamedTuple):
     """What a set of weights says of its network; 0 where the name that says it is missing."""
 
