@@ -1,12 +1,13 @@
 """A model and a scorer of a user's own, as in a file beside a configuration: nothing else names them.
 
-`mean_vit` is a Vision Transformer without [CLS], whose head reads the mean of the patches; `keys_norm` ranks patches by the norm of their
-keys to a power of its own.
+`mean_vit` is a Vision Transformer without [CLS], whose head reads the mean of the patches; `keys_norm` ranks patches by
+the norm of their keys to a power of its own.
 """
 
 from dataclasses import dataclass
 
 import mindspore as ms
+import numpy as np
 from mindspore import ops
 
 import skipvit
@@ -40,13 +41,10 @@ class MeanViT(ViT):
 
 
 class MeanViTGraph(ViTGraph):
-    """The same two parts for ONNX."""
+    """What differs of it in ONNX."""
 
-    def embed(self, images):
-        return self.graph.op("Add", self.patches(images), self.graph.weight("pos_embed"))
-
-    def classify(self, y):
-        return self.dense("head", self.graph.op("ReduceMean", y, axes=[1], keepdims=0))
+    def classify(self, x):
+        return self.dense("head", self.op("ReduceMean", x, axes=[1], keepdims=0))
 
 
 @skipvit.register_model("mean_vit")
@@ -55,8 +53,6 @@ def mean_vit(**overrides):
 
 
 def keys_norm_onnx(graph, step, signals, noise):
-    import numpy as np
-
     norm = graph.op("ReduceMean", graph.op("ReduceL2", signals["k"], axes=[-1], keepdims=0), axes=[1], keepdims=0)
     return graph.op("Pow", norm, np.float32(step.knobs["power"])), norm
 
