@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 import sys
 from pathlib import Path
@@ -12,11 +13,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from skipvit.models.sizes import Size
-from skipvit.models.vit import ViT
+import skipvit
+from skipvit.cli.convert import main
+from skipvit.models.vit_spec import ViTSpec
+from skipvit.models.vit_timm import from_timm, to_timm
+from skipvit.routing.forward import Forward
+from skipvit.routing.program import compile_program
 from skipvit.util.errors import RunError, UsageError
-from skipvit.weights import convert as tool
-from skipvit.weights.convert import convert, from_timm, main, to_timm
+from skipvit.weights.convert import convert
 from support import reference
 
 WIDTH, DEPTH, HEADS, PATCH, GRID, CLASSES = 32, 2, 4, 4, 3, 10
@@ -40,16 +44,18 @@ def any_bits(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def network() -> ViT:
-    return ViT(Size(WIDTH, DEPTH, HEADS), GRID * PATCH, PATCH, CLASSES, exact_gelu=True)
+SPEC = ViTSpec(WIDTH, DEPTH, HEADS, PATCH, GRID * PATCH, CLASSES, gelu="erf")
 
 
 def save_ckpt(path, params: dict[str, np.ndarray], **others) -> None:
-    ms.save_checkpoint([{"name": n, "data": ms.Tensor(v)} for n, v in params.items()], str(path), append_dict=others)
+    entries = [{"name": name, "data": ms.Tensor(value)} for name, value in params.items()]
+    ms.save_checkpoint(entries, str(path), append_dict=others, crc_check=True)
 
 
 def load_ckpt(path) -> dict[str, np.ndarray]:
-    return {name: value.asnumpy() for name, value in ms.load_checkpoint(str(path)).items()}
+    """By MindSpore's reader, which looks at the checksum if there is one."""
+    assert path.read_bytes()[-17:-10] == b"crc_num"
+    return {name: value.asnumpy() for name, value in ms.load_checkpoint(str(path), crc_check=True).items()}
 
 
 def write_by_hand(path, entries: dict[str, tuple[str, np.ndarray]]) -> None:
@@ -92,11 +98,15 @@ def test_timm_round_trip_keeps_every_bit(tmp_path):
     count = sum(math.prod(shape) for shape in timm_shapes().values())
     assert summary.endswith(f"{count:,} parameters, depth 2, width 32, patch 4, image 12, 10 classes")
     with safe_open(tmp_path / "c.safetensors", framework="np") as file:
-        assert file.metadata() == {"format": "pt"}
+        assert file.metadata()["format"] == "pt"  # without this mark timm does not take it
+    mine = ms.load_checkpoint(
+        str(tmp_path / "c.safetensors"), format="safetensors", crc_check=True
+    )  # MindSpore's checksum
+    assert set(mine) == set(original)
 
 
 def test_checkpoint_round_trip_keeps_every_bit(tmp_path):
-    original = any_bits({name: parameter.shape for name, parameter in network().parameters_dict().items()})
+    original = any_bits(SPEC.shapes())
     trainer = {"optimizer.step": ms.Tensor(7), "optimizer.moments.head.bias": ms.Tensor(np.ones(10, np.float32))}
     save_ckpt(tmp_path / "a.ckpt", original, **trainer)
     summary = convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors")
@@ -181,19 +191,33 @@ def reference_logits(params: dict[str, np.ndarray], images: np.ndarray) -> np.nd
 
 
 def test_converted_weights_compute_what_timm_computes(tmp_path):
+    """By `skipvit.load_weights`, from both files; and what `skipvit.save_weights` writes of the network is the same."""
     params = weights()
     save_file(params, tmp_path / "a.safetensors")
     convert(tmp_path / "a.safetensors", tmp_path / "b.ckpt")
-    vit = network().set_train(False)
-    loaded = ms.load_checkpoint(str(tmp_path / "b.ckpt"))
-    assert {n: v.shape for n, v in loaded.items()} == {n: v.shape for n, v in vit.parameters_dict().items()}
-    assert ms.load_param_into_net(vit, loaded, strict_load=True) == ([], [])
+    forward = Forward(SPEC.network(), compile_program(SPEC))
     images = np.random.default_rng(3).integers(0, 256, (3, GRID * PATCH, GRID * PATCH, 3), dtype=np.uint8)
-    noise = np.zeros((3, vit.noise_width), np.float32)
-    logits = vit(ms.Tensor(images), ms.Tensor(noise)).asnumpy()
     expected = reference_logits(params, images)
     assert expected.std() > 0.1
-    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+    for name in ("a.safetensors", "b.ckpt"):
+        skipvit.load_weights(forward, tmp_path / name)
+        np.testing.assert_allclose(forward.by_name(images)["logits"], expected, atol=1e-4, rtol=0)
+        skipvit.load_weights(SPEC.network(), tmp_path / name)  # a backbone's cell alone
+    skipvit.save_weights(forward, tmp_path / "c.safetensors")
+    skipvit.save_weights(forward, tmp_path / "c.ckpt")
+    assert_same_bits(load_file(tmp_path / "c.safetensors"), params)
+    assert_same_bits(load_ckpt(tmp_path / "c.ckpt"), from_timm(params))
+    with pytest.raises(UsageError, match="c.bin: weights end in .ckpt or .safetensors"):
+        skipvit.save_weights(forward, tmp_path / "c.bin")
+
+
+def test_weights_of_another_network_are_not_loaded(tmp_path):
+    save_file(weights(), tmp_path / "a.safetensors")
+    wider = ViTSpec(2 * WIDTH, DEPTH, HEADS, PATCH, GRID * PATCH, CLASSES).network()
+    with pytest.raises(RunError, match=r"cls_token is \(1, 1, 32\) there and \(1, 1, 64\) in this network"):
+        skipvit.load_weights(wider, tmp_path / "a.safetensors")
+    with pytest.raises(UsageError, match="none.ckpt: no such"):
+        skipvit.load_weights(wider, tmp_path / "none.ckpt")
 
 
 def distilled() -> dict[str, np.ndarray]:
@@ -210,7 +234,7 @@ BAD_WEIGHTS = {
     "distilled": (
         distilled,
         "unexpected dist_token, head_dist.bias, head_dist.weight; "
-        "wrong shape pos_embed (1, 11, 32) instead of (1, 10, 32); give",
+        "wrong shape pos_embed (1, 11, 32) instead of (1, 1 + a square, 32); give",
     ),
     "backbone": (lambda: without("head"), "missing head.weight, head.bias; give"),
     "no class token": (lambda: without("cls_token"), "missing cls_token; give"),
@@ -224,10 +248,17 @@ BAD_WEIGHTS = {
         lambda: weights() | {"blocks.1.mlp.fc1.bias": np.ones(64, np.float32)},
         "wrong shape blocks.1.mlp.fc1.bias (64,) instead of (128,); give",
     ),
-    "scalar": (lambda: weights() | {"pos_embed": np.array(1, np.float32)}, "wrong shape pos_embed () instead"),
+    "scalar": (
+        lambda: weights() | {"pos_embed": np.array(1, np.float32)},
+        "wrong shape pos_embed () instead of (1, 1 + a",
+    ),
+    "not square": (
+        lambda: weights() | {"pos_embed": np.ones((1, 1 + 8 * 6, WIDTH), np.float32)},
+        "wrong shape pos_embed (1, 49, 32) instead of (1, 1 + a square, 32)",
+    ),
     "class token alone": (
         lambda: weights() | {"pos_embed": np.ones((1, 1, WIDTH), np.float32)},
-        "wrong shape pos_embed (1, 1, 32) instead of (1, 2, 32)",
+        "wrong shape pos_embed (1, 1, 32) instead of (1, 1 + a square, 32)",
     ),
 }
 
@@ -243,26 +274,40 @@ def test_other_networks_are_refused(tmp_path, case):
 def test_other_types_are_refused(tmp_path):
     entries = {name: ("F32", value) for name, value in weights().items()}
     write_by_hand(tmp_path / "a.safetensors", entries | {"steps": ("I64", np.ones(1, np.int64))})
-    assert "steps (I64) must be" in refused(RunError, tmp_path / "a.safetensors", tmp_path / "b.ckpt")
-    save_ckpt(tmp_path / "c.ckpt", from_timm(weights()), epoch=3, note="text")
-    message = refused(RunError, tmp_path / "c.ckpt", tmp_path / "d.safetensors")
-    assert "epoch (Int64), note (text) must be" in message
+    assert "steps is of type I64; weights are" in refused(RunError, tmp_path / "a.safetensors", tmp_path / "b.ckpt")
+    save_ckpt(tmp_path / "c.ckpt", from_timm(weights()), epoch=3)
+    assert "epoch is of type Int64; weights are" in refused(RunError, tmp_path / "c.ckpt", tmp_path / "d.safetensors")
+    save_ckpt(tmp_path / "e.ckpt", from_timm(weights()), note="text")
+    assert "note is of type str" in refused(RunError, tmp_path / "e.ckpt", tmp_path / "d.safetensors")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "header only", "text", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "header only", "text", "empty", "flipped"])
 @pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
 def test_damaged_files_are_refused(tmp_path, ending, damage):
     good = tmp_path / f"good{ending}"
-    save_file(weights(), good) if ending == ".safetensors" else save_ckpt(good, from_timm(weights()))
-    data = good.read_bytes()
-    bad = tmp_path / f"bad{ending}"
+    network = SPEC.network()
+    skipvit.save_weights(network, good)
+    data, bad = good.read_bytes(), tmp_path / f"bad{ending}"
+    flipped = bytearray(data)
+    flipped[2 * len(data) // 3] ^= 1
     damages = {"truncated": data[:-5], "header only": data[:60], "text": b"not weights\n" * 9, "empty": b""}
-    bad.write_bytes(damages[damage])
+    bad.write_bytes(damages.get(damage, bytes(flipped)))
     message = refused(RunError, bad, tmp_path / ("b.ckpt" if ending == ".safetensors" else "b.safetensors"))
-    assert message.startswith(f"{bad}: not a readable")
+    assert message.startswith(f"{bad}: ") and ("checksum" in message or "not a readable" in message)
+    with pytest.raises(RunError):
+        skipvit.load_weights(network, bad)
 
 
-def test_checkpoint_cut_between_entries_is_refused(tmp_path):
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
+def test_what_is_no_regular_file_is_refused(tmp_path, ending):
+    os.mkfifo(tmp_path / f"pipe{ending}")
+    (tmp_path / f"loop{ending}").symlink_to(f"loop{ending}")
+    (tmp_path / f"folder{ending}").mkdir()
+    for path in list(tmp_path.iterdir()):
+        refused(RunError, path, tmp_path / ("b.ckpt" if ending == ".safetensors" else "b.safetensors"))
+
+
+def test_checkpoint_without_its_last_entries_is_refused(tmp_path):
     save_ckpt(tmp_path / "a.ckpt", dict(list(from_timm(weights()).items())[:-2]), **{"optimizer.step": 1})
     message = refused(RunError, tmp_path / "a.ckpt", tmp_path / "b.safetensors")
     assert "missing blocks.1.mlp.fc2.weight, blocks.1.mlp.fc2.bias; give a checkpoint of this project" in message
@@ -291,15 +336,15 @@ def test_impossible_paths_are_refused(tmp_path):
 def test_unwritable_folder_is_refused(tmp_path):
     save_file(weights(), tmp_path / "a.safetensors")
     target = Path("/proc/b.ckpt")
-    assert refused(RunError, tmp_path / "a.safetensors", target).startswith(f"{target}: cannot be written")
+    assert refused(RunError, tmp_path / "a.safetensors", target).startswith(f"{target}: not written")
 
 
 def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    def half_write(params, path):
-        path.write_bytes(b"half")
+    def half_write(entries, path, **_):
+        Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tool, "write_checkpoint", half_write)
+    monkeypatch.setattr(ms, "save_checkpoint", half_write)
     save_file(weights(), tmp_path / "a.safetensors")
     assert "No space left on device" in refused(RunError, tmp_path / "a.safetensors", tmp_path / "b.ckpt")
 

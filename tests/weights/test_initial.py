@@ -1,4 +1,4 @@
-"""Weights to start from: what is loaded, resized, left new or refused. No graph is compiled here; see test_finetune.py."""
+"""Weights to start from: what is loaded, resized, left new or refused. No graph is compiled here, see test_finetune."""
 
 import json
 import struct
@@ -10,19 +10,20 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from skipvit.cli import run
-from skipvit.config import config as configuration
-from skipvit.config.config import Config
+from skipvit.config.config import Config, to_yaml
+from skipvit.config.groups import DataConfig, EmaConfig
 from skipvit.engine import checkpoint
 from skipvit.engine.build import build_network, build_optimizer, build_state
 from skipvit.engine.checkpoint import Position
+from skipvit.engine.checkpoint_file import write_checkpoint
+from skipvit.models.vit_timm import from_timm
 from skipvit.util.errors import RunError, UsageError
-from skipvit.weights.convert import from_timm
 from skipvit.weights.initial import read_initial
 from support.reference import timm_shapes
 
 WIDTH, DEPTH, HEADS, PATCH = 8, 2, 2, 4
 MODEL = {
-    "size": "tiny",
+    "name": "vit_tiny_patch16_224",
     "width": WIDTH,
     "depth": DEPTH,
     "heads": HEADS,
@@ -39,7 +40,8 @@ def timm_weights(image_size=32, classes=10, patch=PATCH):
 
 
 def config(path, init=None, optim=None, **model):
-    return Config(model=MODEL | model, init={"weights": str(path)} | (init or {}), optim=optim or {})
+    data = {"kind": "image_folder", "path": "nowhere"}
+    return Config(model=MODEL | model, init={"weights": str(path)} | (init or {}), optim=optim or {}, data=data)
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def run_of(tmp_path):
             path = checkpoint.save(folder / "checkpoints", Position(epoch, 1, 1), parameters, keep=3)
             if best and epoch == 0:
                 checkpoint.keep_best(path)
-        (folder / "config.yaml").write_text(configuration.to_yaml(Config(model=MODEL | model)))
+        (folder / "config.yaml").write_text(to_yaml(Config(model=MODEL | model)))
         return folder
 
     return make
@@ -141,18 +143,32 @@ def test_a_head_for_other_classes_is_new_and_drawn_from_the_seed(tmp_path, weigh
         assert np.array_equal(parameter.asnumpy(), expected), name
 
 
-def test_a_run_of_other_classes_gives_no_head(run_of):
+def test_rows_go_by_the_names_of_the_classes_where_they_are_known(run_of):
     folder, mine = run_of(), tuple("abcdefghij")
+    start = folder / "checkpoints" / "best.ckpt"
+    head = np.arange(10 * WIDTH, dtype=np.float32).reshape(10, WIDTH)
+    arrays = from_timm(timm_weights()) | {"head.weight": head, "head.bias": head[:, 0]}
+    write_checkpoint(start, arrays)
     assert "head" not in read_initial(config(folder), mine).line  # not known
     (folder / "classes.json").write_text(json.dumps(mine))
     assert "head" not in read_initial(config(folder), mine).line
-    assert "head new (10 classes; there: 10 other classes)" in read_initial(config(folder), mine[::-1]).line
+    digits = tuple(map(str, range(10)))  # names of classes that have none
+    assert np.array_equal(read_initial(config(folder), digits).weights["head.weight"], head)
+    others = read_initial(config(folder), tuple("ghijklmnop"))
+    assert "head.bias" not in others.weights and "head new (10 classes; there: 10 other classes)" in others.line
+    turned = read_initial(config(folder), mine[::-1])
+    assert "head's rows by name (10 of 10 classes)" in turned.line
+    assert np.array_equal(turned.weights["head.weight"], head[::-1])
+    some = read_initial(config(folder, num_classes=3), ("j", "a", "d"))
+    assert "head's rows by name (3 of 10 classes)" in some.line
+    assert np.array_equal(some.weights["head.weight"], head[[9, 0, 3]])
+    assert np.array_equal(some.weights["head.bias"], head[[9, 0, 3], 0])
     (folder / "classes.json").write_text("{")
-    assert "head" not in read_initial(config(folder), mine).line
+    assert "classes.json: not a list of 10 class names" in refused(config(folder), RunError, mine)
 
 
 def test_moments_and_averages_begin_with_what_was_loaded(saved):
-    chosen = config(saved).model_copy(update={"ema": configuration.EmaConfig(decay=0.9)})
+    chosen = config(saved).model_copy(update={"ema": EmaConfig(decay=0.9)})
     network = build_network(chosen, "cpu")
     initial = read_initial(chosen)
     initial.load(network)
@@ -162,7 +178,7 @@ def test_moments_and_averages_begin_with_what_was_loaded(saved):
 
 
 def test_frozen_parameters_have_no_moments_and_no_average(saved):
-    chosen = config(saved, optim={"train": "head"}).model_copy(update={"ema": configuration.EmaConfig(decay=0.9)})
+    chosen = config(saved, optim={"train": "head"}).model_copy(update={"ema": EmaConfig(decay=0.9)})
     optimizer = build_optimizer(chosen, build_network(chosen, "cpu"), 10)
     state = build_state(chosen, optimizer, "cpu")
     owned = {
@@ -176,9 +192,9 @@ def test_frozen_parameters_have_no_moments_and_no_average(saved):
     assert read_initial(chosen).line.endswith("all but the head frozen")
 
 
-def refused(chosen, error=UsageError):
+def refused(chosen, error=UsageError, classes=None):
     with pytest.raises(error) as caught:
-        read_initial(chosen)
+        read_initial(chosen, classes)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -186,21 +202,19 @@ def refused(chosen, error=UsageError):
 def test_another_shape_is_refused_with_key_and_both_values(saved, run_of):
     said = refused(config(saved, patch=8))
     assert "its patches are 4 pixels wide, model.patch is 8: the patch projection has a weight for every pixel" in said
-    assert "width 8 there, model.width 16 here; set model.size or --model.width 8" in refused(config(saved, width=16))
-    assert "depth 2 there, model.depth 3 here; set model.size or --model.depth 2" in refused(config(saved, depth=3))
-    assert "heads 2 there, model.heads 4 here; set model.size or --model.heads 2" in refused(config(run_of(), heads=4))
+    assert "width 8 there, model.width 16 here; set model.name or --model.width 8" in refused(config(saved, width=16))
+    assert "depth 2 there, model.depth 3 here; set model.name or --model.depth 2" in refused(config(saved, depth=3))
+    assert "heads 2 there, model.heads 4 here; set model.name or --model.heads 2" in refused(config(run_of(), heads=4))
 
 
 def test_paths_that_lead_nowhere_are_refused(tmp_path, saved):
     (tmp_path / "a.pth").write_bytes(b"PK")
     for name, said in (
-        ("none.ckpt", "none.ckpt: no such file or folder"),
-        ("none", "none: no such file or folder"),
-        (
-            "a.pth",
-            "a.pth is neither a run's folder nor a .ckpt or .safetensors file; save other weights as .safetensors first",
-        ),
-        ("", "no checkpoint in it; name a run's folder"),
+        ("none.ckpt", "none.ckpt: no such checkpoint"),
+        ("none.safetensors", "none.safetensors: no such file"),
+        ("none", "none: weights end in .ckpt or .safetensors"),
+        ("a.pth", "a.pth: weights end in .ckpt or .safetensors; save others as .safetensors first"),
+        ("", "not a run folder, it has no config.yaml"),
     ):
         assert said in refused(config(tmp_path / name))
 
@@ -219,12 +233,15 @@ def test_damaged_files_are_refused(saved, run_of, tmp_path, ending, damage):
 OTHERS = {
     "distilled": (
         {"dist_token": (1, 1, WIDTH), "head_dist.weight": (10, WIDTH), "pos_embed": (1, 66, WIDTH)},
-        "unexpected dist_token, head_dist.weight; wrong shape pos_embed (1, 66, 8) instead of (1, 65, 8); give a timm vit_* or "
-        "deit_*, not distilled, without registers",
+        "unexpected dist_token, head_dist.weight; wrong shape pos_embed (1, 66, 8) instead of (1, 1 + a square, 8); "
+        "give a timm vit_* or deit_*, not distilled, without registers",
     ),
     "registers": ({"reg_token": (1, 4, WIDTH)}, "unexpected reg_token; give"),
     "layer scale": ({"blocks.0.ls1.gamma": (WIDTH,)}, "unexpected blocks.0.ls1.gamma; give"),
-    "oblong": ({"pos_embed": (1, 1 + 8 * 6, WIDTH)}, "wrong shape pos_embed (1, 49, 8) instead of (1, 50, 8)"),
+    "oblong": (
+        {"pos_embed": (1, 1 + 8 * 6, WIDTH)},
+        "wrong shape pos_embed (1, 49, 8) instead of (1, 1 + a square, 8)",
+    ),
     "half a head": ({"head.bias": None}, "missing head.bias"),
 }
 
@@ -278,11 +295,9 @@ def test_what_weights_do_not_tell_is_doubted_in_a_line(saved, run_of):
 def test_nothing_is_made_where_the_weights_are_missing(tmp_path, capsys):
     few = {"batch_size": 16, "train_size": 16, "val_size": 16}
     (tmp_path / "run.yaml").write_text(
-        configuration.to_yaml(
-            config(tmp_path / "none.ckpt").model_copy(update={"data": configuration.DataConfig(**few)})
-        )
+        to_yaml(config(tmp_path / "none.ckpt").model_copy(update={"data": DataConfig(**few)}))
     )
     for words in ([], ["--check"], ["--resume", "auto"]):
         assert run("train", ["--config", str(tmp_path / "run.yaml"), "--runs", str(tmp_path / "runs"), *words]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "none.ckpt: no such file" in line and not (tmp_path / "runs").exists()
+        assert "init.weights: " in line and "none.ckpt: no such" in line and not (tmp_path / "runs").exists()

@@ -3,9 +3,11 @@ MindSpore."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from skipvit.models import vit_timm
 from skipvit.models.registry import register_model
 from skipvit.routing.layout import Layout
 from skipvit.routing.program import Step
@@ -88,6 +90,22 @@ class ViTSpec:
             shapes |= _with_bias(block + "norm2", d)
             shapes |= _with_bias(block + "mlp.fc1", 4 * d, d) | _with_bias(block + "mlp.fc2", d, 4 * d)
         return shapes | _with_bias("norm", d) | _with_bias("head", self.num_classes, d)
+
+    def timm_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The same under timm's names, see `models.vit_timm`."""
+        return vit_timm.timm_shapes(self.shapes())
+
+    def from_timm(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Arrays in timm's layout in ours."""
+        return vit_timm.from_timm(params)
+
+    def to_timm(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Arrays in our layout in timm's."""
+        return vit_timm.to_timm(params)
+
+    def like(self, shapes: Mapping[str, tuple[int, ...]]) -> ViTSpec:
+        """The same of another size, as far as the shapes of weights, in either layout, tell it; they do not tell heads: 1."""
+        return replace(self, heads=1, **vit_timm.numbers_of(shapes, self.prefix))
 
     def parameters(self) -> int:
         """How many numbers the weights are."""

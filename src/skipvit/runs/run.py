@@ -151,6 +151,12 @@ class Run:
         return np.concatenate(parts)
 
 
+def run_of(path: Path) -> Run | None:
+    """The run in whose folder a checkpoint lies; None for one elsewhere."""
+    folder = path.absolute().parent.parent
+    return Run(folder) if path.absolute().parent.name == "checkpoints" and (folder / "config.yaml").is_file() else None
+
+
 def load_network(
     config: Config,
     path: Path,

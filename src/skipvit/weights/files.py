@@ -1,0 +1,156 @@
+"""Files of weights: checkpoints (.ckpt) in our layout, safetensors in timm's; read whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+from mindspore import Tensor, nn
+from safetensors.numpy import save_file
+
+from skipvit.engine.checkpoint import NOT_MODEL, averages, weights_of
+from skipvit.engine.checkpoint_file import Record, read_entries, write_checkpoint
+from skipvit.routing.forward import Forward
+from skipvit.util.errors import RunError, UsageError
+from skipvit.util.files import read_bytes, replacing
+from skipvit.util.text import one_line, printable
+from skipvit.weights.layout import check
+
+TIMM, OURS = ".safetensors", ".ckpt"
+KINDS = {"F32": "Float32", "F16": "Float16", "BF16": "BFloat16"}
+CHECKSUM = "crc_num"  # MindSpore's: of all names and arrays, in order of the names
+
+
+class Weights(NamedTuple):
+    """What a file holds of a network.
+
+    Attributes:
+        arrays: float32, by name, in the layout of the file.
+        averaged: they are a run's averaged weights.
+        widened: arrays that were of 16 bits.
+        left_out: entries of the file that are not the network's.
+    """
+
+    arrays: dict[str, np.ndarray]
+    averaged: bool = False
+    widened: int = 0
+    left_out: int = 0
+
+
+def load_weights(network: nn.Cell, path: str | Path, averaged: bool = True) -> None:
+    """Give a network the weights of a file.
+
+    Args:
+        network: of `create_model`, or a backbone's cell.
+        path: a checkpoint (.ckpt) of a run or of `save_weights`, or timm's weights (.safetensors).
+        averaged: take a checkpoint's averaged weights, if it has any.
+
+    Raises:
+        UsageError: no such file, or one of another ending.
+        RunError: it is damaged, or of another network.
+    """
+    path, cell = Path(path), _backbone(network)
+    arrays, timm = read_weights(path, averaged).arrays, path.suffix == TIMM
+    check(arrays, cell.spec, timm, path)
+    arrays = cell.spec.from_timm(arrays) if timm else arrays
+    parameters = cell.parameters_dict()
+    for name, parameter in parameters.items():
+        if arrays[name].shape != parameter.shape:
+            raise RunError(f"{path}: {name} is {arrays[name].shape} there and {parameter.shape} in this network")
+    for name, parameter in parameters.items():
+        parameter.set_data(Tensor(arrays[name], parameter.dtype))
+
+
+def save_weights(network: nn.Cell, path: str | Path) -> None:
+    """Write a network's weights, replacing a file as a whole.
+
+    Args:
+        network: of `create_model` or `Run.network`, or a backbone's cell.
+        path: ends in .ckpt (a MindSpore checkpoint with its checksum) or .safetensors (timm's names and shapes).
+
+    Raises:
+        UsageError: another ending.
+        RunError: it cannot be written.
+    """
+    path, cell = Path(path), _backbone(network)
+    arrays = {p.name: p.asnumpy().astype(np.float32, copy=False) for p in cell.get_parameters()}
+    write_weights(cell.spec.to_timm(arrays) if ending(path) == TIMM else arrays, path)
+
+
+def read_weights(path: Path, averaged: bool = False) -> Weights:
+    """Read a file of weights. What the arguments mean and what it raises: `load_weights`."""
+    if ending(path) == OURS:
+        entries = read_entries(path)
+        averaged = averaged and averages(entries)
+        records = weights_of(entries, averaged)
+        left_out = sum(name.startswith(NOT_MODEL) for name in entries)
+        return _decoded(path, records)._replace(averaged=averaged, left_out=left_out)
+    return _decoded(path, _read_safetensors(path))
+
+
+def write_weights(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write float32 arrays as they are; the ending says the format. Raises as `save_weights`."""
+    if ending(path) == OURS:
+        write_checkpoint(path, dict(arrays))
+        return
+    # `format` is the mark that timm and Hugging Face tools look for.
+    metadata = {"format": "pt", CHECKSUM: str(_checksum({name: value.tobytes() for name, value in arrays.items()}))}
+    try:
+        with replacing(path) as partial:
+            save_file(dict(arrays), partial, metadata=metadata)
+            partial.chmod(0o644)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise RunError(f"{path}: not written ({one_line(error)}); check the folder and free space") from None
+
+
+def ending(path: Path) -> str:
+    """`.ckpt` or `.safetensors`. Raises UsageError for another one."""
+    if path.suffix not in (TIMM, OURS):
+        raise UsageError(f"{path}: weights end in {OURS} or {TIMM}; save others as {TIMM} first")
+    return path.suffix
+
+
+def _read_safetensors(path: Path) -> dict[str, Record]:
+    try:
+        content = read_bytes(path)
+        entries = dict(sorted(safetensors.deserialize(content)))  # they come in a random order
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from None
+    except safetensors.SafetensorError as error:
+        raise RunError(f"{path}: not a readable safetensors file ({one_line(error)}); copy it again") from None
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    expected = header.get("__metadata__", {}).get(CHECKSUM)
+    if expected is not None and expected != str(_checksum({name: e["data"] for name, e in entries.items()})):
+        raise RunError(f"{path}: its checksum is wrong; copy it again")
+    return {
+        name: Record(KINDS.get(e["dtype"], e["dtype"]), tuple(e["shape"]), e["data"]) for name, e in entries.items()
+    }
+
+
+def _decoded(path: Path, records: Mapping[str, Record]) -> Weights:
+    """Raises RunError for arrays that are not of floats."""
+    for name, record in records.items():
+        if record.kind not in KINDS.values():
+            raise RunError(
+                f"{path}: {printable(name)} is of type {record.kind}; weights are float32, float16 or bfloat16"
+            )
+    arrays = {name: record.array().astype(np.float32, copy=False) for name, record in records.items()}
+    return Weights(arrays, widened=sum(record.kind != "Float32" for record in records.values()))
+
+
+def _checksum(contents: Mapping[str, Any]) -> int:
+    value = 0
+    for name in sorted(contents):
+        value = zlib.crc32(contents[name], zlib.crc32(name.encode(), value))
+    return value
+
+
+def _backbone(network: nn.Cell) -> Any:
+    return network.network if isinstance(network, Forward) else network
