@@ -1,18 +1,20 @@
-"""`skipvit launch`: wrong launches, each refused in one line before anything starts; rank tables; what is handed to the ranks."""
+"""`skipvit launch`: wrong launches are refused in one line before anything starts; what is handed to the ranks."""
 
-import argparse
 import json
+import os
 import socket
+import sys
 import time
 
 import pytest
 
 from skipvit.ascend import launch
+from skipvit.ascend.launch import Cluster
 from skipvit.ascend.rank_table import Device, devices_of
+from skipvit.ascend.ranks import End
 from skipvit.cli import run
 from skipvit.engine import distributed
 from skipvit.util.errors import UsageError
-from skipvit.util.processes import Job, members
 
 CONFIG = """
 name: run
@@ -37,6 +39,7 @@ def table(*servers):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "cores", lambda: 8)
     (tmp_path / "run.yaml").write_text(CONFIG)
     (tmp_path / "images/train/cat").mkdir(parents=True)
     (tmp_path / "images/val/cat").mkdir(parents=True)
@@ -79,7 +82,7 @@ def refused(words, capsys):
             ["--master_addr", "192.0.2.1", "2", "--config", "run.yaml"],
             "error: --master_addr 192.0.2.1 --master_port 8118: cannot be used",
         ),
-        (["--rank_table", "t.json", "--bind_core", "2"], "error: --bind_core: "),
+        (["--log_dir", "run.yaml/logs", "2", "--config", "run.yaml"], "error: run.yaml/logs: the folder of the logs"),
         (
             ["--rank_table", "two.json", "2", "--config", "run.yaml"],
             "error: --rank_table: rank tables are for Ascend devices",
@@ -168,18 +171,56 @@ def test_a_rank_table_gives_each_server_its_devices_by_rank(tmp_path):
         devices_of(path, 0, 1, 2)
 
 
-def test_a_start_by_rank_table_sets_what_mindspore_reads(tmp_path, monkeypatch, capsys):
-    show = "import os; print({k: os.environ[k] for k in ('RANK_TABLE_FILE', 'RANK_ID', 'RANK_SIZE', 'DEVICE_ID')})"
-    monkeypatch.setattr(launch, "command", lambda options: ["-c", show + "; import time; time.sleep(0.5)"])
-    options = argparse.Namespace(nnodes=2, devices=2, rank_table=str(tmp_path / "table.json"))
-    launch.start_directly(options, [Device(4, 2), Device(5, 3)], tmp_path)
-    ranks = [member for member in members(tmp_path) if member.rank is not None]
-    assert [member.rank for member in ranks] == [2, 3] and Job(ranks, None).follow() == 0
-    expected = {"RANK_TABLE_FILE": str(tmp_path / "table.json"), "RANK_ID": "3", "RANK_SIZE": "4", "DEVICE_ID": "5"}
-    assert (tmp_path / "worker_3.log").read_text().strip() == str(expected)
+SHOW = """
+import json, os, sys
+from skipvit.util.processes import settle
+settle()
+print(json.dumps([[os.environ.get(name) for name in sys.argv[1].split()], sorted(os.sched_getaffinity(0))]))
+"""
+VARIABLES = "MS_ROLE RANK_ID RANK_SIZE DEVICE_ID MS_NODE_ID MS_WORKER_NUM MS_SCHED_HOST MS_SCHED_PORT RANK_TABLE_FILE"
 
 
-def test_one_process_needs_no_msrun_and_its_exit_code_is_the_launchers(folder, monkeypatch, capsys):
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """A function that starts ranks which print their variables and cores; returns what each log has."""
+    monkeypatch.setattr(launch.processes, "command", lambda *words: [sys.executable, "-c", SHOW, VARIABLES])
+
+    def start(cluster):
+        logs = tmp_path / f"logs_of_machine_{cluster.node}"
+        assert launch.launch([], cluster, logs, show=lambda _: None) == End(0)
+        return {path.stem: json.loads(path.read_text()) for path in logs.glob("*.log")}
+
+    return start
+
+
+def test_a_start_by_rank_table_sets_what_mindspore_reads(tmp_path, started):
+    (tmp_path / "table.json").write_text(table([(0, 0), (1, 1)], [(4, 2), (5, 3)]))
+    found = started(Cluster(2, nodes=2, node=1, rank_table=tmp_path / "table.json"))
+    place = str(tmp_path / "table.json")
+    assert sorted(found) == ["worker_2", "worker_3"]
+    assert found["worker_3"][0] == [None, "3", "4", "5", None, None, None, None, place]
+
+
+def test_ranks_and_scheduler_find_each_other_by_what_mindspore_documents(started, monkeypatch):
+    monkeypatch.setenv("MS_WORKER_NUM", "77")
+    monkeypatch.setenv("RANK_TABLE_FILE", "of_another_job.json")
+    found = started(Cluster(2, nodes=2, address="localhost", port=8200))
+    joins = ["4", "127.0.0.1", "8200", None]
+    assert {name: row[0] for name, row in found.items()} == {
+        "scheduler": ["MS_SCHED", "0", "4", None, None, *joins],
+        "worker_0": ["MS_WORKER", "0", "4", "0", "0", *joins],
+        "worker_1": ["MS_WORKER", "1", "4", "1", "1", *joins],
+    }
+
+
+def test_the_second_machine_has_no_scheduler_and_one_process_needs_none(started):
+    assert started(Cluster(1, nodes=2, node=1)).keys() == {"worker_1"}
+    (row,) = started(Cluster(1, bind_core=True)).values()
+    assert row[1] == sorted(os.sched_getaffinity(0))
+    assert row[0] == [None, "0", "1", "0", None, None, None, None, None]
+
+
+def test_the_exit_code_of_a_rank_is_the_launchers(folder, capsys):
     assert (
         run(
             "launch",
@@ -192,29 +233,38 @@ def test_one_process_needs_no_msrun_and_its_exit_code_is_the_launchers(folder, m
     assert not (folder / "logs/run/scheduler.log").exists()
 
 
-def test_two_launchers_do_not_share_their_logs(tmp_path):
-    with launch.own_logs(tmp_path, range(2), 0):
-        (tmp_path / "worker_0.log").touch()
-        with (
-            pytest.raises(UsageError, match="another launcher writes its logs there"),
-            launch.own_logs(tmp_path, range(2), 0),
-        ):
-            pass
-        with launch.own_logs(tmp_path, range(2, 4), 1):  # another machine's part
-            assert (tmp_path / "worker_0.log").exists()
-    with launch.own_logs(tmp_path, range(2), 0):
-        assert not (tmp_path / "worker_0.log").exists()
+def test_two_launchers_do_not_share_their_logs_and_those_of_a_crash_stay(tmp_path):
+    log = tmp_path / "worker_0.log"
+    for text in ("first", "second", "third", "fourth", "fifth"):
+        with launch.own_logs(tmp_path, 0, [0, 1]):
+            assert not log.exists()
+            log.write_text(text)
+            with pytest.raises(UsageError, match="another launcher"), launch.own_logs(tmp_path, 0, [0, 1]):
+                pass
+            with launch.own_logs(tmp_path, 1, [2, 3]):  # another machine's part
+                assert log.read_text() == text
+    assert [(tmp_path / f"worker_0.log{end}").read_text() for end in ("", ".1", ".2", ".3")] == [
+        "fifth",
+        "fourth",
+        "third",
+        "second",
+    ]
+    assert not (tmp_path / "worker_0.log.4").exists()
 
 
-def test_traces_of_another_job_are_not_handed_on(monkeypatch):
-    monkeypatch.setenv("MS_WORKER_NUM", "8")
-    monkeypatch.setenv("RANK_TABLE_FILE", "old.json")
-    assert not {"MS_WORKER_NUM", "RANK_TABLE_FILE"} & set(launch.own_environment())
+def test_shares_of_cores_are_neighbours(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(4, 12), 20})
+    assert [launch.share_of_cores(i, 4) for i in range(4)] == [{4, 5}, {6, 7}, {8, 9}, {10, 11}]
+    assert launch.share_of_cores(0, 99) is None
 
 
-def test_several_machines_with_a_loopback_address_are_warned(folder, capsys):
-    launch.check_port(argparse.Namespace(nnodes=2, node_rank=1, master_addr="127.0.0.1", master_port=8118))
-    assert capsys.readouterr().err.startswith("warning: --master_addr 127.0.0.1")
+def test_several_machines_with_a_loopback_address_are_warned():
+    (warning,) = launch.check(Cluster(1, nodes=2, node=1), "cpu")
+    assert warning.startswith("--master_addr 127.0.0.1 --master_port 8118 is this machine alone")
+
+
+def test_more_processes_than_cores_are_warned():
+    assert any("will be slow" in warning for warning in launch.check(Cluster(999, nodes=2, node=1), "cpu"))
 
 
 def test_help_lists_the_options(capsys):

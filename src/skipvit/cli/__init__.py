@@ -6,14 +6,15 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 
-from skipvit.util import log
+from skipvit.util import log, processes
 from skipvit.util.errors import RunError, Stopped, UsageError
 
 COMMANDS = {
     "train": ("skipvit.cli.train", "train a network as a config says"),
     "eval": ("skipvit.cli.eval", "top-1 and top-5 of a trained network, forward by forward"),
-    "launch": ("skipvit.ascend.launch", "train or evaluate on several devices, as run_distributed.sh"),
+    "launch": ("skipvit.cli.launch", "train or evaluate on several devices, as run_distributed.sh"),
     "predict": (
         "skipvit.insight.predict",
         "the most probable classes of images, and a sheet of what the network looked at",
@@ -39,8 +40,11 @@ COMMANDS = {
 
 
 def run(command: str, words: list[str]) -> int:
-    """Run a command; 0: it did what was asked, 1: it failed, 2: it was asked for the impossible, 3: stopped and
-    saved."""
+    """Run a command; 0: it did what was asked, 1: it failed, 2: asked for the impossible, 3: stopped and saved."""
+    processes.settle()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files and classes, where the terminal is ASCII
     # MindSpore's own log repeats, over many lines, what the one line below says. GLOG_v=2 brings it back.
     os.environ.setdefault("GLOG_v", "4")
     # MindSpore's cache of compiled graphs takes one graph for another, see docs/details.md.

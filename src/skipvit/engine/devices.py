@@ -10,7 +10,6 @@ import numpy as np
 from mindspore import Tensor, communication, device_context, nn, ops
 
 from skipvit.data.order import Shard
-from skipvit.util import processes
 from skipvit.util.errors import RunError, UsageError
 
 
@@ -44,7 +43,6 @@ def start(device: str, deterministic: bool = False) -> tuple[str, Shard]:
     ms.set_device("Ascend" if chosen == "ascend" else "CPU")
     if deterministic and ms.get_context("deterministic") != "ON":  # MindSpore takes it once, before the devices join
         ms.set_deterministic(True)
-    processes.end_with_launcher()
     if world_size() <= 1:
         return chosen, Shard()
     try:

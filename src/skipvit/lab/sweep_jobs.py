@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -11,18 +10,17 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from skipvit.ascend.launch import own_environment
 from skipvit.config.config import Config
 from skipvit.lab.plan import Run
 from skipvit.runs.run_folder import RunFolder
 from skipvit.util.errors import RunError, Stopped
-from skipvit.util.processes import SAVED, end_with_parent
+from skipvit.util.processes import SAVED, command, followed_environment
 from skipvit.util.signals import stop_signals
+from skipvit.util.text import duration
 
 LOOK_EVERY_S = 0.5
 MOST_OF_A_LINE = 200  # characters; the log has all
@@ -131,8 +129,7 @@ class Jobs:
                 self.start(run, self.free.pop(0))
 
     def start(self, run: Run, place: dict) -> None:
-        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = own_environment() | {"PYTHONPATH": os.pathsep.join(paths)}
+        environment = followed_environment(place["cores"])
         if place["device"] is not None:
             environment["DEVICE_ID"] = str(place["device"])
         words = ["train", "--config", str(self.configs[run.name]), "--runs", str(self.folder), "--resume", "auto"]
@@ -140,13 +137,12 @@ class Jobs:
         with open(path, "ab") as log:
             begins = log.tell()
             process = subprocess.Popen(
-                [sys.executable, "-m", "skipvit", *words],
+                command(*words),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the sweep, which hands it on
-                preexec_fn=partial(_settle, os.getpid(), place["cores"]),
             )
         self.running.append(Job(run, place, process, path, begins, time.monotonic()))
 
@@ -169,7 +165,7 @@ class Jobs:
         if code == 0 and finished(self.run_folder(run), run.config):
             self.done.add(run.name)
             self.failed.pop(run.name, None)
-            self.say(f"{run.name}: {self.scores(run)}, {_duration(time.monotonic() - job.begun)}; {self.progress()}")
+            self.say(f"{run.name}: {self.scores(run)}, {duration(time.monotonic() - job.begun)}; {self.progress()}")
         elif self.stops:
             self.waiting.append(run)
         else:
@@ -187,7 +183,7 @@ class Jobs:
         left = sum(run.config.optim.epochs - self.epochs[run.name] for run in self.runs if run.name not in self.failed)
         text = f"{len(self.done)} of {len(self.runs)} done"
         return text + (
-            f", about {_duration((time.monotonic() - self.begun) * left / trained)} left" if trained and left else ""
+            f", about {duration((time.monotonic() - self.begun) * left / trained)} left" if trained and left else ""
         )
 
     def note_failures(self) -> None:
@@ -208,17 +204,8 @@ class Jobs:
                 f"{len(self.failed)} of {len(self.runs)} runs failed: {names}; the same command tries them again"
             )
         print(
-            f"{done}, in {self.folder}, after {_duration(time.monotonic() - self.begun)}; skipvit report {self.folder}"
+            f"{done}, in {self.folder}, after {duration(time.monotonic() - self.begun)}; skipvit report {self.folder}"
         )
-
-
-def _settle(parent: int, cores: set[int] | None) -> None:
-    """In the new process, before it becomes the trainer: end with the sweep, keep to its cores."""
-    end_with_parent()
-    if os.getppid() != parent:
-        os._exit(1)  # the sweep was killed just now
-    if cores is not None:
-        os.sched_setaffinity(0, cores)
 
 
 def _why(job: Job) -> str:
@@ -234,11 +221,3 @@ def _why(job: Job) -> str:
         return "somebody stopped it, it has saved"
     how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     return f"{how}, after printing: {(lines or ['nothing'])[-1][:MOST_OF_A_LINE]}"
-
-
-def _duration(seconds: float) -> str:
-    """E.g. `42 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-# What the `msrun` command runs. As a module it does not depend on the PATH.
-MSRUN = "mindspore.parallel.cluster.run"
-
 
 def sigmoid_grad() -> Any:
     """The primitive `SigmoidGrad`, of a sigmoid's result and its gradient; `mindspore.ops` does not export it."""

@@ -51,6 +51,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
+def rotate(path: Path, keep: int = 3) -> None:
+    """Move a log out of the way of a new one: `worker_0.log` becomes `worker_0.log.1`, that `.2`, up to `keep`."""
+    old = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, keep + 1))]
+    if path.exists() and path.stat().st_size:
+        for younger, older in reversed(list(zip(old, old[1:]))):
+            if younger.exists():
+                younger.replace(older)
+
+
 def flush(path: Path) -> None:
     """Have a file or folder on the disk, not in a cache that a power cut empties."""
     handle = os.open(path, os.O_RDONLY)

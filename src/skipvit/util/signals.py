@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from types import FrameType
 
-from skipvit.util.processes import LAUNCHER
+from skipvit.util import processes
 
 
 def stop_signals() -> list[int]:
@@ -19,8 +18,8 @@ def stop_signals() -> list[int]:
 class StopRequest:
     """A context in which the first SIGTERM or SIGINT only sets `name`; the second one acts as it would without.
 
-    Under the launcher, which kills where it is asked twice, all of them only set `name`: a batch system may signal it
-        and each rank.
+    Where another process follows this one, and kills if it is asked twice, all of them only set `name`: a batch system
+    may signal the launcher and each rank.
     """
 
     def __init__(self):
@@ -42,5 +41,5 @@ class StopRequest:
             print(
                 f"\n{self.name}: finishing the step, then saving; once more stops at once", file=sys.stderr, flush=True
             )
-        if LAUNCHER not in os.environ:
+        if not processes.is_followed():
             self.__exit__()
