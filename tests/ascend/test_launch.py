@@ -13,12 +13,13 @@ from skipvit.ascend.launch import Cluster
 from skipvit.ascend.rank_table import Device, devices_of
 from skipvit.ascend.ranks import End
 from skipvit.cli import run
-from skipvit.engine import distributed
+from skipvit.engine import devices
+from skipvit.util.cores import ascend_devices
 from skipvit.util.errors import UsageError
 
 CONFIG = """
 name: run
-model: {size: tiny, width: 16, depth: 2, heads: 2, patch: 8, image_size: 32, num_classes: 10}
+model: {name: vit_tiny_patch16_224, width: 16, depth: 2, heads: 2, patch: 8, image_size: 32, num_classes: 10}
 data: {kind: shapes, batch_size: 8, train_size: 80, val_size: 10}
 optim: {epochs: 1, warmup_epochs: 0}
 """
@@ -127,9 +128,8 @@ def two_devices(folder, monkeypatch):
     (folder / "dev").mkdir()
     for name in ("davinci0", "davinci1", "davinci_manager"):
         (folder / "dev" / name).touch()
-    monkeypatch.setattr(distributed, "choose", lambda device: "ascend")
-    found = launch.ascend_devices
-    monkeypatch.setattr(launch, "ascend_devices", lambda: found(folder / "dev"))
+    monkeypatch.setattr(devices, "choose", lambda device: "ascend")
+    monkeypatch.setattr(launch, "ascend_devices", lambda: ascend_devices(folder / "dev"))
     monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
 
 

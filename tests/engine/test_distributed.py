@@ -23,9 +23,9 @@ LAUNCHER = ROOT / "run_distributed.sh"
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 CONFIG = """
 name: {name}
-model: {{size: tiny, width: 16, depth: 3, heads: 2, patch: 8, image_size: 32, num_classes: 10, drop_path: 0.1}}
+model: {{name: vit_tiny_patch16_224, width: 16, depth: 3, heads: 2, patch: 8, image_size: 32, num_classes: 10, drop_path: 0.1}}
 routes: [{{start: 1, end: 2, keep_ratio: 0.5, scorer: {scorer}}}]
-phases: {{dense_warmup_epochs: {dense}}}
+phases: [{{epochs: {dense}, routes: []}}, {{}}]
 data: {{kind: shapes, batch_size: {batch}, train_size: {images}, val_size: 31}}
 optim: {{epochs: {epochs}, warmup_epochs: 1, epsilon: {epsilon}}}
 ema: {{decay: 0.9}}
@@ -267,7 +267,7 @@ def test_a_failing_process_is_one_line_and_an_exit_code(tmp_path):
 
 STOPPED = """
 name: run
-model: {size: tiny, width: 16, depth: 2, heads: 2, patch: 8, image_size: 32, num_classes: 10, drop_path: 0.1}
+model: {name: vit_tiny_patch16_224, width: 16, depth: 2, heads: 2, patch: 8, image_size: 32, num_classes: 10, drop_path: 0.1}
 data: {kind: shapes, batch_size: 8, train_size: 640, val_size: 30}
 optim: {epochs: 4, warmup_epochs: 1, accumulate: 2}
 ema: {decay: 0.9}

@@ -14,7 +14,7 @@ from pathlib import Path
 from skipvit.ascend.rank_table import Device, devices_of
 from skipvit.ascend.ranks import End, Job, Member, end
 from skipvit.util import processes
-from skipvit.util.cores import cores
+from skipvit.util.cores import ascend_devices, cores
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import locked, make_folder, rotate
 from skipvit.util.signals import stop_signals
@@ -76,13 +76,6 @@ def check(cluster: Cluster, device: str) -> list[str]:
     elif cluster.count > cores():
         warnings.append(f"{cluster.count} processes on {counted(cores(), 'core')} will be slow")
     return warnings + (_check_address(cluster) if cluster.has_scheduler else [])
-
-
-def ascend_devices(dev: Path = Path("/dev")) -> list[int]:
-    """Numbers of the Ascend devices that a process here may use."""
-    found = sorted(int(path.name[7:]) for path in dev.glob("davinci[0-9]*") if path.name[7:].isdecimal())
-    visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES", "").strip()
-    return [i for i in found if str(i) in visible.split(",")] if visible else found
 
 
 def _refuse_missing_devices(cluster: Cluster, found: list[int]) -> None:

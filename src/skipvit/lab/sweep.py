@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from skipvit.ascend.launch import ascend_devices
 from skipvit.config import config as configuration
 from skipvit.config.config import Config
 from skipvit.engine import distributed
@@ -18,7 +17,7 @@ from skipvit.lab.sweep_jobs import Jobs, finished
 from skipvit.lab.sweep_reuse import take_over
 from skipvit.measure.cost import cost_of
 from skipvit.runs.run_folder import RunFolder
-from skipvit.util.cores import cores
+from skipvit.util.cores import ascend_devices, cores
 from skipvit.util.errors import UsageError
 from skipvit.util.files import locked, make_folder
 

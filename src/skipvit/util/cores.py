@@ -1,4 +1,4 @@
-"""Cores and memory that this process may use: the machine's, or less where a container or batch system allows less."""
+"""Cores, memory and devices that this process may use: less than the machine's where a container allows less."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ def memory_limit() -> int:
 def memory_free() -> int:
     """Bytes of memory that are free for a new process, or what a control group's limit leaves of them."""
     return min([psutil.virtual_memory().available, *(max(0, limit - used) for limit, used in _memory_limits())])
+
+
+def ascend_devices(dev: Path = Path("/dev")) -> list[int]:
+    """Numbers of the Ascend devices that a process here may use."""
+    found = sorted(int(path.name[7:]) for path in dev.glob("davinci[0-9]*") if path.name[7:].isdecimal())
+    visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES", "").strip()
+    return [i for i in found if str(i) in visible.split(",")] if visible else found
 
 
 def _quotas() -> Iterator[float]:

@@ -14,11 +14,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from multiprocessing import Pipe
-from pathlib import Path
 from typing import Any
 
-from skipvit.ascend.checks import JOB
 from skipvit.util.errors import RunError
+from skipvit.util.processes import clean_environment
 
 ENDS_WITHIN_S = 10
 
@@ -35,16 +34,13 @@ class Worker:
     def __init__(self, name: str, words: Sequence[str], python: str = sys.executable):
         self.name, self.said = name, tempfile.TemporaryFile()
         self.connection, theirs = Pipe()
-        paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        # A shell that was set up for a distributed job is not to make one process wait for others.
-        environment = {key: value for key, value in os.environ.items() if key not in (*JOB, "RANK_TABLE_FILE")}
         self.process = subprocess.Popen(
             [python, *words, str(theirs.fileno()), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=self.said,
             stderr=self.said,
             pass_fds=[theirs.fileno()],
-            env=environment | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=clean_environment(),
             start_new_session=True,  # Ctrl-C is for the parent, which ends all
         )
         theirs.close()
