@@ -32,7 +32,7 @@ COMMANDS = {
         "skipvit.measure.cost",
         "parameters, multiply-accumulates, memory and ideal gain of a config, by arithmetic",
     ),
-    "audit": ("skipvit.ascend.audit", "operators that an Ascend 910A would run slowly or not at all; needs no device"),
+    "audit": ("skipvit.cli.audit", "operators that an Ascend 910A would run slowly or not at all; needs no device"),
     "importance": ("skipvit.insight.importance", "measure what a trained network keeps: objects, deletion, stability"),
     "convert": ("skipvit.cli.convert", "timm weights (.safetensors) to a checkpoint, and back"),
     "doctor": ("skipvit.ascend.doctor", "check this machine: versions, devices, data, a training step"),
