@@ -26,7 +26,7 @@ COMMANDS = {
     "mindrecord": ("skipvit.data.sources.mindrecord_writer", "image folders to MindRecord files"),
     "sweep": ("skipvit.lab.sweep", "train all runs of a plan: methods x grids x seeds, resumable"),
     "report": ("skipvit.lab.report", "what a sweep showed: one HTML page, Markdown, figures"),
-    "pipeline": ("skipvit.measure.pipeline", "time the data pipeline alone: images a second and cores a device needs"),
+    "pipeline": ("skipvit.cli.pipeline", "time the data pipeline alone: images a second and cores a device needs"),
     "bench": ("skipvit.cli.bench", "time training or inference of several configs side by side"),
     "cost": (
         "skipvit.measure.cost",
