@@ -14,14 +14,16 @@ from pathlib import Path
 import mindspore.dataset as ds
 import numpy as np
 import pytest
-from mindspore.mindrecord import FileReader
+from mindspore.mindrecord import FileReader, FileWriter
 
+from skipvit.cli.mindrecord import main
 from skipvit.data.sources import mindrecord_writer as tool
 from skipvit.data.sources.mindrecord import open_mindrecord
-from skipvit.data.sources.mindrecord_writer import main
-from skipvit.util.errors import RunError, UsageError
+from skipvit.util.errors import DamagedRecord, RunError, UsageError
 
 MEGA = 1 << 20
+OUTSIDE = b"""{"classes": ["a"], "images": 1, "shard_size": 1, "names_sha256": "",
+ "shards": [{"file": "../a.mindrecord", "images": 1, "bytes": 1, "index_bytes": 1}]}"""
 
 
 class Killed(BaseException):
@@ -213,9 +215,6 @@ def test_killed_before_any_of_the_moves(small, tmp_path, monkeypatch, moment):
 
 def test_killed_while_a_damaged_shard_is_replaced(small, copy, monkeypatch):
     """The new half and the old half must not pass for a finished shard, whatever their sizes."""
-    (copy / "train.json").rename(copy / "kept")
-    (copy / ".train.part").mkdir()
-    shutil.copyfile(copy / "kept", copy / ".train.part" / "plan.json")
     os.truncate(copy / "train_00000.mindrecord", 1000)
     real = os.replace
 
@@ -235,7 +234,7 @@ def test_killed_while_a_damaged_shard_is_replaced(small, copy, monkeypatch):
 
 def test_killed_within_a_shard_leaves_nothing_that_spoils_the_next(small, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "BUFFER", 1)
-    monkeypatch.setattr(tool.FileWriter, "commit", lambda writer: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(FileWriter, "commit", lambda writer: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         convert(small, tmp_path / "out")
     monkeypatch.undo()
@@ -252,7 +251,7 @@ def test_sigkill_and_resume(tmp_path):
         tmp_path / "out",
         [str(tmp_path / "in"), str(tmp_path / "out"), "--split", "train", "--shard_size", "12"],
     )
-    code = f"from skipvit.data.sources.mindrecord_writer import main; main({words!r})"
+    code = f"from skipvit.cli.mindrecord import main; main({words!r})"
     process = subprocess.Popen([sys.executable, "-c", code])
     limit = time.monotonic() + 60
     while len(list(out.glob("train_*.db"))) < 3 and time.monotonic() < limit:
@@ -287,7 +286,7 @@ def test_other_settings_or_images_are_not_mixed_in(small, copy, tmp_path):
 
 
 def test_an_unfinished_conversion_is_not_mixed_either(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, "_row", lambda *_: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(tool, "ShardFile", lambda **_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         convert(small, tmp_path / "out")
     with pytest.raises(UsageError, match="holds train with --shard_size 4"):
@@ -310,7 +309,7 @@ def test_words_that_cannot_be(small, tmp_path):
         main([str(tmp_path / "nowhere"), str(tmp_path / "out")])
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(UsageError, match="is not a folder; give another OUT"):
+        with pytest.raises(UsageError, match="cannot be made .* choose another OUT"):
             convert(small, out)
 
 
@@ -324,7 +323,7 @@ def test_a_image_that_cannot_be_read_is_named(small, tmp_path):
 
 def test_mindspores_reason_is_one_line(small, tmp_path, monkeypatch):
     text = "Exception thrown.\n\n---\n- Message:\n---\n[ERROR] No free disk.\n\n---\n- C++ ...\n"
-    monkeypatch.setattr(tool.FileWriter, "commit", lambda writer: (_ for _ in ()).throw(RuntimeError(text)))
+    monkeypatch.setattr(FileWriter, "commit", lambda writer: (_ for _ in ()).throw(RuntimeError(text)))
     with pytest.raises(RunError) as error:
         convert(small, tmp_path / "out")
     assert str(error.value).endswith(
@@ -342,7 +341,14 @@ def test_refused_when_opened(converted, copy, tmp_path):
         open_mindrecord(tmp_path / "nowhere", "train")
     with pytest.raises(UsageError, match="data.path: .* is not a folder"):
         open_mindrecord(copy / "train.json", "train")
-    for content in (b"", b"[]", b'{"classes": ["a"]}', b'{"classes": ["a"], "shards": [{"file": "x"}]}', b"\xff"):
+    for content in (
+        b"",
+        b"[]",
+        b'{"classes": ["a"]}',
+        b'{"classes": ["a"], "shards": [{"file": "x"}]}',
+        b"\xff",
+        OUTSIDE,
+    ):
         (copy / "train.json").write_bytes(content)
         refused(RunError, "train.json: not a manifest of skipvit mindrecord")
     for name in ("train_00001.mindrecord", "train_00001.mindrecord.db"):
@@ -370,11 +376,13 @@ def test_a_record_damaged_after_opening_is_named(copy):
     with open(copy / "train_00001.mindrecord", "r+b") as file:
         file.seek(int(source.starts[6]))
         file.write(b"\xff")
-    with pytest.raises(RunError, match=r"record 2 of .*train_00001.mindrecord \(a b/.*\): damaged"):
+    with pytest.raises(DamagedRecord, match=r"record 2 of .*train_00001.mindrecord \(a b/.*\): damaged"):
         source.read(6)
     os.truncate(copy / "train_00001.mindrecord", 100)
-    with pytest.raises(RunError, match=r"record 3 of .*train_00001.mindrecord: damaged"):
+    with pytest.raises(DamagedRecord, match=r"record 3 of .*train_00001.mindrecord \(.*\): damaged"):
         source.read(7)
+    (copy / "train_00001.mindrecord.db").unlink()
+    assert source.name(7) == f"record 3 of {copy}/train_00001.mindrecord"
     (copy / "train_00001.mindrecord").unlink()
     with pytest.raises(OSError):
         source.read(7)

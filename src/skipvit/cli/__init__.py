@@ -23,7 +23,7 @@ COMMANDS = {
         "skipvit.weights.export",
         "a trained network as MindIR, ONNX or timm weights, checked, with a model card",
     ),
-    "mindrecord": ("skipvit.data.sources.mindrecord_writer", "image folders to MindRecord files"),
+    "mindrecord": ("skipvit.cli.mindrecord", "image folders to MindRecord files"),
     "sweep": ("skipvit.lab.sweep", "train all runs of a plan: methods x grids x seeds, resumable"),
     "report": ("skipvit.lab.report", "what a sweep showed: one HTML page, Markdown, figures"),
     "pipeline": ("skipvit.cli.pipeline", "time the data pipeline alone: images a second and cores a device needs"),

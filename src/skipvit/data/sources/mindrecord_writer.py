@@ -1,4 +1,4 @@
-"""`skipvit mindrecord`: an image folder into MindRecord files, which are few and large; resumable.
+"""An image folder into MindRecord files, which are few and large; resumable.
 
 A shard is written in OUT/.<split>.part/shard under its final name (MindSpore keeps the name inside both files and
 refuses renamed ones) and moved into OUT when it is whole, its index last: it is finished when both files are in OUT.
@@ -8,69 +8,31 @@ shards are there.
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mindspore.mindrecord import FileWriter
 from tqdm import tqdm
 
-from skipvit.config.config import OneLineParser
-from skipvit.data.open import refuse_other_classes
-from skipvit.data.sources.image_folder import ImageFolder, open_split
-from skipvit.data.sources.mindrecord import LENGTH, index_path, manifest_path, read_manifest
+from skipvit.data.sources.image_folder import ImageFolder
+from skipvit.data.sources.mindrecord import LENGTH, Manifest, Plan, ShardFile, index_path, manifest_path, read_manifest
 from skipvit.util.errors import RunError, UsageError
+from skipvit.util.files import flush, locked, make_folder, write_whole
 
 SCHEMA = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "name": {"type": "string"}}
-SPLITS = ("train", "val")
 PLAN = "plan.json"
 PAGE, LARGEST_PAGE = 32 << 20, 256 << 20  # MindSpore's default and its limit, bytes; an image lies within a page
 BUFFER = 8 << 20  # bytes handed to MindSpore at a time
-LARGEST_SHARD = 1_000_000
-
-DESCRIPTION = """\
-Convert an image folder (FOLDER/<split>/<class>/<image>) into MindRecord files in OUT. Images are copied as they are,
-not decoded. Interrupted, it goes on where it was when it is started again with the same words."""
-
-EPILOG = """\
-each record has: image (the encoded image), label (int32, position of the class among the sorted class names), name
-(<class>/<image>). OUT/<split>.json lists classes and files.
-
-example:
-  skipvit mindrecord imagenet imagenet_mindrecord"""
-
-
-def parser() -> OneLineParser:
-    result = OneLineParser(prog="skipvit mindrecord", description=DESCRIPTION, epilog=EPILOG)
-    result.add_argument("folder", type=Path, metavar="FOLDER", help="image folder to read")
-    result.add_argument("out", type=Path, metavar="OUT", help="folder to write; created if it is not there")
-    result.add_argument(
-        "--split", nargs="+", choices=SPLITS, default=list(SPLITS), help="what to convert (default: both)"
-    )
-    result.add_argument(
-        "--shard_size", type=_shard_size, default=10000, metavar="N", help="images a file (default: 10000)"
-    )
-    return result
-
-
-def main(words: list[str]) -> None:
-    """Convert and print a line a split; errors as of `open_split` and `convert`."""
-    options = parser().parse_args(words)
-    sources = {split: open_split(options.folder, split) for split in dict.fromkeys(options.split)}
-    if len(sources) == 2:
-        refuse_other_classes(sources["train"], sources["val"])
-    for split, source in sources.items():
-        print(convert(source, options.out, split, options.shard_size))
 
 
 def convert(source: ImageFolder, out: Path, split: str, shard_size: int) -> str:
     """Write the shards of a split that are not in `out` yet, then the manifest.
+
+    Args:
+        shard_size: images a shard.
 
     Returns:
         One line on what is there now.
@@ -83,7 +45,14 @@ def convert(source: ImageFolder, out: Path, split: str, shard_size: int) -> str:
     """
     ranges = [range(i, min(i + shard_size, len(source))) for i in range(0, len(source), shard_size)]
     shards = [out / f"{split}_{k:05d}.mindrecord" for k in range(len(ranges))]
-    plan = _plan(source, shard_size)
+    names = hashlib.sha256(source.names)
+    names.update(source.labels)
+    plan = Plan(
+        shard_size=shard_size,
+        classes=[_text(name) for name in source.classes],
+        images=len(source),
+        names_sha256=names.hexdigest(),
+    )
     with _workplace(out, split) as work:
         sizes = _resume(plan, out, split, work)
         todo = [k for k, shard in enumerate(shards) if not _finished(shard, sizes.get(shard.name))]
@@ -91,8 +60,12 @@ def convert(source: ImageFolder, out: Path, split: str, shard_size: int) -> str:
         with tqdm(total=len(source), initial=kept, desc=split, unit=" images", leave=False, disable=None) as bar:
             for k in todo:
                 _write_shard(source, ranges[k], shards[k], work / "shard", bar)
-        rows = [_row(shard, len(rows)) for shard, rows in zip(shards, ranges)]
-        _write_json(manifest_path(out, split), plan | {"shards": rows}, work)
+        files = [
+            ShardFile(file=shard.name, images=len(rows), bytes=_size(shard), index_bytes=_size(index_path(shard)))
+            for shard, rows in zip(shards, ranges)
+        ]
+        manifest = Manifest(**plan.model_dump(), shards=files)
+        write_whole(manifest_path(out, split), manifest.model_dump_json(indent=1))
         (work / PLAN).unlink()
     return (
         f"{manifest_path(out, split)}: {len(source):,} images of {len(source.classes):,} classes in {len(shards)} "
@@ -104,15 +77,8 @@ def convert(source: ImageFolder, out: Path, split: str, shard_size: int) -> str:
 def _workplace(out: Path, split: str) -> Iterator[Path]:
     """The folder OUT/.<split>.part, this process's alone; removed at the end unless there is a plan to go on with."""
     work = out / f".{split}.part"
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"{out} is not a folder; give another OUT") from None
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{out}: another skipvit mindrecord is writing {split} there; wait for it") from None
+    make_folder(work, "folder", "OUT")
+    with locked(work / "lock", f"{out}: another skipvit mindrecord is writing {split} there; wait for it"):
         try:
             yield work
         finally:
@@ -120,48 +86,39 @@ def _workplace(out: Path, split: str) -> Iterator[Path]:
                 shutil.rmtree(work)
 
 
-def _plan(source: ImageFolder, shard_size: int) -> dict:
-    """What decides every record of a split, images' contents aside."""
-    digest = hashlib.sha256(source.names)
-    digest.update(source.labels)
-    return {
-        "shard_size": shard_size,
-        "classes": [_text(name) for name in source.classes],
-        "images": len(source),
-        "names_sha256": digest.hexdigest(),
-    }
-
-
-def _resume(plan: dict, out: Path, split: str, work: Path) -> dict[str, tuple[int, int]]:
+def _resume(plan: Plan, out: Path, split: str, work: Path) -> dict[str, ShardFile]:
     """Make sure that what `out` holds of a split, if anything, is part of the same plan; note the plan.
 
     Returns:
-        Bytes that a manifest tells of each shard and of its index, by the shard's name; empty without a manifest.
+        What a manifest tells of each shard, by its name; empty without a manifest.
     """
-    manifest, path = {}, work / PLAN
+    before: Plan | None = None
     if manifest_path(out, split).exists():
-        manifest = read_manifest(out, split)
-    elif path.exists():
-        manifest = json.loads(path.read_text(encoding="utf-8"))  # whole: it is moved into place
+        before = read_manifest(out, split)
+    elif (work / PLAN).exists():
+        before = Plan.model_validate_json((work / PLAN).read_bytes())  # whole: it is moved into place
     elif any(out.glob(f"{split}_*.mindrecord")):
         raise UsageError(f"{out}: holds {split} files of an unknown conversion; remove them or give another OUT")
-    for key, value in plan.items() if manifest else ():
-        if manifest.get(key) != value:
-            what = {"shard_size": f"--shard_size {manifest.get(key)}", "classes": "other classes"}.get(
-                key, "other images"
-            )
-            raise UsageError(f"{out}: holds {split} with {what}; remove its {split} files or give another OUT")
-    _write_json(path, plan, work)
-    return {row["file"]: (row["bytes"], row["index_bytes"]) for row in manifest.get("shards", ())}
+    if before is not None:
+        what = {"shard_size": f"--shard_size {before.shard_size}", "classes": "other classes"}
+        for key, value in plan:
+            if getattr(before, key) != value:
+                found = what.get(key, "other images")
+                raise UsageError(f"{out}: holds {split} with {found}; remove its {split} files or give another OUT")
+    write_whole(work / PLAN, plan.model_dump_json(indent=1))
+    return {file.file: file for file in before.shards} if isinstance(before, Manifest) else {}
 
 
-def _finished(shard: Path, sizes: tuple[int, int] | None) -> bool:
-    files = shard, index_path(shard)
-    return all(file.is_file() for file in files) and sizes in (None, tuple(file.stat().st_size for file in files))
+def _finished(shard: Path, known: ShardFile | None) -> bool:
+    if not (shard.is_file() and index_path(shard).is_file()):
+        return False
+    return known is None or (known.bytes, known.index_bytes) == (_size(shard), _size(index_path(shard)))
 
 
 def _write_shard(source: ImageFolder, rows: range, shard: Path, folder: Path, bar: tqdm) -> None:
     """Write a shard in `folder`, which is emptied first, and move it to its place."""
+    from mindspore.mindrecord import FileWriter  # here, so that what only asks for --help does not wait for MindSpore
+
     # What a killed run left behind: not only half a shard, but perhaps SQLite's journal, which would spoil a new index.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -172,7 +129,7 @@ def _write_shard(source: ImageFolder, rows: range, shard: Path, folder: Path, ba
         writer = FileWriter(str(temporary.absolute()))
         writer.set_page_size(page)
         writer.add_schema(SCHEMA, "images")
-        writer.add_index(["label"])
+        writer.add_index(["label", "name"])
         for records in _buffers(source, rows):
             writer.write_raw_data(records)
             bar.update(len(records))
@@ -182,8 +139,7 @@ def _write_shard(source: ImageFolder, rows: range, shard: Path, folder: Path, ba
         raise RunError(f"{shard}: cannot be written ({reason}); check the folder and free space") from None
     for file, target in ((temporary, shard), (index_path(temporary), index_path(shard))):
         file.chmod(0o644)  # MindSpore lets only the owner read it
-        with open(file, "rb") as written:
-            os.fsync(written)  # the move must not reach the disk before the content does
+        flush(file)  # the move must not reach the disk before the content does
         os.replace(file, target)
 
 
@@ -217,27 +173,10 @@ def _buffers(source: ImageFolder, rows: range) -> Iterator[list[dict]]:
         yield records
 
 
-def _row(shard: Path, images: int) -> dict:
-    sizes = {"bytes": shard.stat().st_size, "index_bytes": index_path(shard).stat().st_size}
-    return {"file": shard.name, "images": images} | sizes
-
-
-def _write_json(path: Path, content: dict, work: Path) -> None:
-    """Write a file as a whole or not at all."""
-    temporary = work / "json"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def _text(name: str) -> str:
     """A file name as MindRecord and JSON take it: bytes that are not UTF-8 become question marks."""
     return os.fsencode(name).decode("utf-8", "replace")
-
-
-def _shard_size(word: str) -> int:
-    if not word.isdecimal() or not 1 <= int(word) <= LARGEST_SHARD:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {LARGEST_SHARD}")
-    return int(word)
