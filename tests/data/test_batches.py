@@ -1,6 +1,7 @@
 """Order, shards, copies, noise, mixing, padding, threads and broken images, against listings made by hand."""
 
 import dataclasses
+import errno
 import io
 import os
 import threading
@@ -17,7 +18,7 @@ from skipvit.data.broken import Broken
 from skipvit.data.order import PADDING, Order, Shard, training_steps
 from skipvit.data.sources.arrays import Arrays, Subset
 from skipvit.data.sources.image_folder import open_split
-from skipvit.util.errors import RunError
+from skipvit.util.errors import RunError, Stopped
 
 MIXED = AugmentConfig(mixup=0.8, cutmix=1.0)
 ALL = AugmentConfig(
@@ -374,14 +375,15 @@ def test_more_broken_images_than_the_share_allows_end_the_run(tmp_path, training
     assert len(listed(path)) == 4
 
 
-@pytest.mark.parametrize("share", [0.0, 0.08])
-def test_a_share_of_less_than_one_image_stops_at_the_first(share):
-    with pytest.raises(
-        RunError, match=r"^folder/3.png: not an image that can be decoded \(cannot identify image file\)"
-    ):
-        list(batches(plain_files(12, [3]), broken=Broken(12, share)))
-    with pytest.raises(RunError, match=r"folder/3.png: .*data.broken_share"):
+def test_no_share_stops_at_the_first_and_any_share_allows_one():
+    reason = r"^folder/3.png: not an image that can be decoded \(cannot identify image file\).*data.broken_share"
+    with pytest.raises(RunError, match=reason):
+        list(batches(plain_files(12, [3]), broken=Broken(12, 0.0)))
+    with pytest.raises(RunError, match=reason):
         list(batches(plain_files(12, [3])))  # nothing is allowed unless it is said
+    assert len(list(batches(plain_files(12, [3]), broken=Broken(12, 0.01)))) == 3
+    with pytest.raises(RunError, match="number 2; data.broken_share 0.01 allows 1"):
+        list(batches(plain_files(12, [3, 5]), broken=Broken(12, 0.01)))
 
 
 def test_what_is_listed_already_counts(tmp_path):
@@ -449,7 +451,7 @@ def test_a_file_that_vanishes_is_a_broken_image(tmp_path):
     assert Counter(column(made, "label").tolist()) == {0: 5, 1: 7}
     assert (column(made, "image")[:, 4, 4, 0] == column(made, "label") * 200).all()
     missing, folder = (str(tmp_path / "train" / name) for name in ("cat/5.png", "dog/2.png"))
-    assert listed(path) == {missing: "No such file or directory", folder: "Is a directory"}
+    assert listed(path) == {missing: "No such file or directory", folder: "not a regular file"}
 
 
 def test_all_images_broken(tmp_path):
@@ -459,6 +461,10 @@ def test_all_images_broken(tmp_path):
     assert (column(batches(source, training=False, broken=Broken(8, 1.0)), "label") == PADDING).all()
     with pytest.raises(RunError, match="allows 4"):
         list(batches(source, broken=Broken(8, 0.5)))
+    data = batches(source, broken=Broken(8, 1.0))
+    with pytest.raises(RuntimeError) as error:
+        read(data.dataset())
+    assert str(data.explain(error.value)) == "no image of the training set can be decoded"
 
 
 def test_a_lack_of_memory_is_no_broken_image(tmp_path):
@@ -487,8 +493,8 @@ def test_why_a_step_failed_is_known_although_the_engine_hands_on_a_text():
 
 
 def alive():
-    """The threads of pools; the dataset engine has some of its own."""
-    return {thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")}
+    """The threads that make batches; the dataset engine has some of its own."""
+    return {thread for thread in threading.enumerate() if thread.name == "batches"}
 
 
 def test_a_broken_off_epoch_leaves_no_threads():
@@ -520,6 +526,82 @@ def test_threads_read_only_a_little_ahead(workers):
         assert taken <= source.reads <= taken + workers
     iterator.close()
     assert source.reads <= 19 + workers
+
+
+class Unanswered:
+    """A storage that stops to answer: from the fifth image on reading waits until the test is over."""
+
+    def __init__(self):
+        self.reads, self.over = 0, threading.Event()
+        self.classes, self.labels = ("any",), np.zeros(40, np.int32)
+
+    def __len__(self):
+        return 40
+
+    def read(self, i):
+        self.reads += 1
+        if self.reads > 4:
+            self.over.wait(60)
+        return np.zeros((8, 8, 3), np.uint8)
+
+    def name(self, i):
+        return f"image {i}"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_stop_is_heard_while_the_storage_does_not_answer(training):
+    source, asked = Unanswered(), threading.Event()
+    data = batches(source, training=training, workers=2, interrupted=asked.is_set)
+    iterator = iter(data)
+    next(iterator)
+    threading.Timer(0.3, asked.set).start()
+    begun = time.monotonic()
+    with pytest.raises(Stopped):
+        next(iterator)
+    assert time.monotonic() - begun < 5 and isinstance(data.problem, Stopped)
+    assert all(thread.daemon for thread in alive())  # they keep no process from ending
+    source.over.set()
+
+
+def test_a_stop_is_the_reason_although_the_engine_hands_on_a_text():
+    source = Unanswered()
+    data = batches(source, interrupted=lambda: source.reads > 4)
+    with pytest.raises(RuntimeError) as error:
+        read(data.dataset())
+    assert isinstance(data.explain(error.value), Stopped)
+    source.over.set()
+
+
+def test_one_of_several_devices_does_not_stop_at_once(monkeypatch):
+    """A batch that takes a moment is no reason to leave the others waiting."""
+    source = Unanswered()
+    data = batches(source, shard=Shard(0, 2), interrupted=lambda: True)
+    threading.Timer(1.0, source.over.set).start()
+    assert len(list(data)) == 5
+    monkeypatch.setattr("skipvit.data.batches.ALONE_AFTER_S", 0.5)
+    source = Unanswered()
+    with pytest.raises(Stopped):
+        list(batches(source, shard=Shard(0, 2), interrupted=lambda: True))
+    source.over.set()
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.ELOOP, errno.EINVAL, errno.ENXIO])
+def test_an_image_that_cannot_be_opened_is_broken_and_the_storage_is_not(number, tmp_path):
+    source = plain_files(12)
+    source.contents[3] = OSError(number, os.strerror(number))
+    assert len(list(batches(source, broken=Broken(12, 0.1, tmp_path / "broken.txt")))) == 3
+    assert listed(tmp_path / "broken.txt") == {"folder/3.png": os.strerror(number)}
+
+
+def test_a_storage_that_fails_gets_some_time(monkeypatch):
+    pauses = []
+    monkeypatch.setattr("skipvit.data.batches.time.sleep", pauses.append)
+    source = plain_files(12)
+    source.contents[3] = OSError(errno.EIO, "Input/output error")
+    reason = r"folder/3.png: cannot be read \(Input/output error\); is the storage there\?"
+    with pytest.raises(RunError, match=reason):
+        list(batches(source, broken=Broken(12, 1.0)))
+    assert pauses == [1, 4, 15]
 
 
 def test_settings_can_be_replaced():

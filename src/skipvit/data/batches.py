@@ -1,4 +1,4 @@
-"""From images to batches: order, reading, decoding and augmentation.
+"""From images to batches: reading, decoding and augmentation by threads.
 
 A batch is uint8 NHWC images, int32 labels, the float32 noise of the step's random parts (drop path, random routes) and
 the numbers of mixup and CutMix. Everything is a function of seed, epoch and image (mixing: of seed, epoch, step and
@@ -7,10 +7,11 @@ device), so an epoch can be repeated, or entered in the middle, and the number o
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,15 +25,22 @@ from skipvit.data.decode import BrokenImage
 from skipvit.data.mixing import UNMIXED, mix_numbers
 from skipvit.data.order import PADDING, Order, Shard, training_steps
 from skipvit.data.sources import Source
-from skipvit.util.errors import DamagedRecord, RunError
-
-# What the operating system says about a file that is bad; anything else it says about the storage.
-FILE_IS_BAD = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-RETRY_AFTER_S = (1, 4, 15)
-COLUMNS = ("image", "label", "noise", "mix")
+from skipvit.data.threads import Threads
+from skipvit.util.errors import DamagedRecord, RunError, Stopped
+from skipvit.util.text import printable
 
 if TYPE_CHECKING:
     from mindspore.dataset import GeneratorDataset
+
+# What the operating system says about a file that is bad, a pipe and a link into itself among them; anything else it
+# says is about the storage.
+FILE_IS_BAD = {
+    getattr(errno, name) for name in "ENOENT EISDIR ENOTDIR EACCES EPERM ELOOP ENAMETOOLONG EINVAL ENXIO".split()
+}
+RETRY_AFTER_S = (1, 4, 15)
+LOOK_EVERY_S = 0.2  # whether a stop was asked for, while the storage does not answer
+ALONE_AFTER_S = 30
+COLUMNS = ("image", "label", "noise", "mix")
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -49,6 +57,8 @@ class Batches:
         workers: threads that decode and augment; each makes a batch at a time.
         accumulate: batches that make an update; an epoch has whole updates.
         epoch, first_step: where training begins. A data set that begins within an epoch is for this epoch alone.
+        interrupted: asked, by any thread, while a batch is waited for.
+        problem: what ended the iteration.
 
     Raises:
         RunError: as `training_steps`.
@@ -68,7 +78,8 @@ class Batches:
     broken: Broken | Bad | None = None
     epoch: int = 0
     first_step: int = 0
-    problem: RunError | None = field(default=None, init=False)
+    interrupted: Callable[[], bool] = lambda: False
+    problem: BaseException | None = field(default=None, init=False)
 
     def __post_init__(self):
         images, per_step = len(self.source), self.batch_size * self.shard.world_size
@@ -86,24 +97,41 @@ class Batches:
         return ds.GeneratorDataset(_Passes(self), list(COLUMNS), shuffle=False)
 
     def __iter__(self) -> Iterator[Batch]:
-        """One epoch of NumPy batches: uint8 (B, S, S, 3), int32 (B,), float32 (B, width), float32 (6,)."""
+        """One epoch of NumPy batches: uint8 (B, S, S, 3), int32 (B,), float32 (B, noise_width), float32 (6,)."""
         return self.of_epoch(self.epoch, self.first_step)
 
     def of_epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from a step on, made by threads, in order."""
+        """The batches of an epoch from a step on, made by threads, in order.
+
+        Raises:
+            RunError: too many broken images, or storage that fails.
+            Stopped: `interrupted` says so while a batch is not there yet.
+        """
         make = self._training_maker(epoch) if self.training else self._validation_maker()
-        waiting: deque = deque()
-        with ThreadPoolExecutor(self.workers) as threads:
-            try:
-                for step in range(first_step, self.steps):
-                    waiting.append(threads.submit(make, step))
-                    if len(waiting) > self.workers:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        threads, waiting, wait_for_all = Threads(self.workers), deque(), True
+        try:
+            for step in range(first_step, self.steps):
+                waiting.append(threads.submit(make, step))
+                if len(waiting) > self.workers:
+                    yield self._result(waiting.popleft())
+            while waiting:
+                yield self._result(waiting.popleft())
+        except (Exception, KeyboardInterrupt) as error:
+            self.problem = error  # the dataset engine hands on a text at best
+            wait_for_all = not isinstance(error, (Stopped, KeyboardInterrupt))
+            raise
+        finally:
+            for future in waiting:
+                future.cancel()
+            threads.end(wait_for_all)
+
+    def _result(self, future: Future) -> Batch:
+        # One of several devices that stops alone leaves the others waiting: only when nothing else is left.
+        patience, begun = ALONE_AFTER_S if self.shard.world_size > 1 else 0.0, time.monotonic()
+        while not wait([future], LOOK_EVERY_S).done:
+            if time.monotonic() - begun > patience and self.interrupted():
+                raise Stopped("stopped while waiting for images")
+        return future.result()
 
     def _training_maker(self, epoch: int):
         indices, copies = self.order.training(epoch)
@@ -155,41 +183,35 @@ class Batches:
             i = (i + 1) % len(self.source)
         raise RunError("no image of the training set can be decoded")
 
-    def _attempt(self, i: int, make) -> np.ndarray | None:
+    def _attempt(self, i: int, make: Callable) -> np.ndarray | None:
         """What `make` makes of image i, or None and a line in the list of broken images."""
         try:
-            try:
-                return make(self._read(i))
-            except (BrokenImage, DamagedRecord) as error:
-                reason = str(error)
-            except FILE_IS_BAD as error:
-                reason = error.strerror or str(error)
-            self.broken.add(self.source.name(i), reason)
-        except RunError as error:
-            self.problem = error  # the dataset engine hands on a text at best
-            raise
+            return make(self._read(i))
+        except (BrokenImage, DamagedRecord) as error:
+            self.broken.add(self.source.name(i), str(error))
         return None
 
     def _read(self, i: int) -> bytes | np.ndarray:
         """Read an image; a storage that fails for a moment gets some time.
 
         Raises:
-            RunError: it goes on failing.
+            BrokenImage: the file is bad.
+            RunError: the storage goes on failing.
         """
         for pause in (*RETRY_AFTER_S, None):
             try:
                 return self.source.read(i)
-            except FILE_IS_BAD:
-                raise
             except OSError as error:
+                reason = error.strerror or str(error)
+                if error.errno in FILE_IS_BAD:
+                    raise BrokenImage(reason) from None
                 if pause is None:
-                    raise RunError(
-                        f"{self.source.name(i)}: cannot be read ({error.strerror or error}); is the storage there?"
-                    ) from None
+                    name = printable(self.source.name(i))
+                    raise RunError(f"{name}: cannot be read ({reason}); is the storage there?") from None
                 time.sleep(pause)
         raise AssertionError  # the last turn returns or raises
 
-    def explain(self, error: RuntimeError) -> RunError:
+    def explain(self, error: RuntimeError) -> BaseException:
         """After a step failed: why."""
         text = " ".join(word for word in str(error).split() if not set(word) <= set("-"))
         return self.problem or RunError(f"a training step failed: {text[:400]}")

@@ -6,6 +6,9 @@ import math
 import threading
 from pathlib import Path
 
+import numpy as np
+
+from skipvit.data.sources import Source
 from skipvit.util.errors import RunError
 from skipvit.util.text import printable
 
@@ -15,12 +18,13 @@ class Broken:
 
     Args:
         images: how many the split has.
-        share: the largest share of them that may be broken; 0: the first one ends the run.
+        share: the largest share of them that may be broken, but one in any case; 0: the first one ends the run.
         path: a text file that gets a line an image, name and reason; what it lists already counts. None: no list.
     """
 
     def __init__(self, images: int, share: float, path: Path | None = None):
-        self.limit, self.share, self.path = math.floor(share * images), share, path
+        self.limit = max(1, math.floor(share * images)) if share else 0
+        self.share, self.path = share, path
         self.lock = threading.Lock()
         self.names: set[str] = set()
         self.size = 0  # of the list when it was read last
@@ -73,3 +77,15 @@ class Bad:
 
     def add(self, name: str, reason: str) -> None:
         self.reasons[name] = reason
+
+
+def lost_classes(source: Source, broken: Broken) -> list[str]:
+    """Classes all of whose images are broken: nothing of them is learnt."""
+    counts = np.bincount(source.labels, minlength=len(source.classes))
+    few = np.flatnonzero((counts > 0) & (counts <= len(broken.names))).tolist()
+    return [source.classes[label] for label in few if _all_broken(source, label, broken)]
+
+
+def _all_broken(source: Source, label: int, broken: Broken) -> bool:
+    images = np.flatnonzero(source.labels == label).tolist()
+    return all(printable(source.name(i)) in broken.names for i in images)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from skipvit.config.config import Config
 from skipvit.config.phases import Phase
 from skipvit.data.batches import Batches
+from skipvit.data.broken import lost_classes
 from skipvit.data.open import batches_of
 from skipvit.data.order import Shard
 from skipvit.data.sources import Source
@@ -29,6 +30,7 @@ from skipvit.engine.state import REPORT, TrainingState
 from skipvit.engine.step import TrainStep
 from skipvit.util.errors import RunError, Stopped
 from skipvit.util.signals import StopRequest
+from skipvit.util.text import printable
 
 # For overflows in a row and, between several devices, for a request to stop: it costs an exchange.
 UPDATES_BETWEEN_CHECKS = 10
@@ -36,11 +38,12 @@ UPDATES_BETWEEN_CHECKS = 10
 
 @dataclass(frozen=True)
 class Splits:
-    """The images of a run, and a checksum of those to train on."""
+    """The images of a run, and their checksum; what older checkpoints have instead."""
 
     train: Source
     val: Source
     fingerprint: int = 0
+    old_fingerprint: int = 0
 
 
 class StepWatch(Callback):
@@ -101,6 +104,8 @@ class StepWatch(Callback):
         record |= {name: values[name] for name in REPORT if name != "loss"}
         record["images_per_s"] = self.timed * self.images / elapsed if self.timed else None
         record["broken_images"] = len(self.batches.broken.names)
+        for name in lost_classes(self.batches.source, self.batches.broken):
+            self.trainer.folder.warn(f"class {printable(name)}: none of its training images can be decoded")
         record["first_step_s"], self.compile_s = self.compile_s, 0.0
         self.trainer.after_epoch(self.phase, self.position(), record)
         self.epoch, self.step = self.epoch + 1, 0
@@ -182,7 +187,9 @@ class Trainer:
         make = batches_of(
             phase.config, self.splits.train, self.noise_width, True, self.shard, listing=self.folder.broken
         )
-        return make(epoch, step)
+        batches = make(epoch, step)
+        batches.interrupted = self.stop.asked
+        return batches
 
     def val_batches(self, image_size: int) -> Batches:
         if image_size not in self.val:
@@ -192,6 +199,8 @@ class Trainer:
                 config, self.splits.val, self.noise_width, False, self.shard, listing=self.folder.broken_val
             )
             self.val[image_size] = make()
+            if self.shard.world_size == 1:
+                self.val[image_size].interrupted = self.stop.asked
         return self.val[image_size]
 
     def parameters(self) -> list:
@@ -237,7 +246,12 @@ class Trainer:
         try:
             model.train(epochs, batches.dataset(), callbacks=callbacks, dataset_sink_mode=self.sink)
         except RuntimeError as error:
-            raise batches.explain(error) from error
+            reason = batches.explain(error)
+            if isinstance(reason, Stopped):
+                if self.shard.world_size == 1:
+                    self.stop_at(watch.position())
+                reason = RunError(f"{reason} that do not come; --resume auto goes on from the last checkpoint")
+            raise reason from error
         finally:
             if watch.bar is not None:
                 watch.bar.close()
