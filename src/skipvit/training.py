@@ -12,7 +12,7 @@ from mindspore import nn
 
 from skipvit.config.config import Config, to_yaml
 from skipvit.config.reading import load_config
-from skipvit.data.open import fingerprint, open_source, refuse_other_classes, sample
+from skipvit.data.open import fingerprints, open_sources, sample
 from skipvit.data.order import Shard, training_steps
 from skipvit.data.sources.arrays import evenly_spaced
 from skipvit.engine import checkpoint, devices
@@ -100,10 +100,8 @@ def run_folder(config: Config, runs: str | Path, resume: Resume, shard: Shard) -
 
 def open_splits(config: Config, runs: str | Path) -> Splits:
     """Training and validation images."""
-    index = Path(runs) / ".index"
-    train_source, val_source = open_source(config, "train", index), open_source(config, "val", index)
-    refuse_other_classes(train_source, val_source)
-    return Splits(train_source, val_source, fingerprint(train_source))
+    splits = open_sources(config, Path(runs) / ".index")
+    return Splits(*splits, *fingerprints(*splits))
 
 
 def _train(
@@ -169,8 +167,10 @@ def newest_checkpoint(folder: RunFolder, config: Config, splits: Splits) -> Chec
         except checkpoint.Damaged as error:
             log.warning(str(error))
             continue
-        if found.position.data != splits.fingerprint:
-            raise UsageError(f"{path}: it was trained on other images; resume with the same ones, or use --name")
+        if found.position.data not in (splits.fingerprint, splits.old_fingerprint):
+            raise UsageError(
+                f"{path}: its run has other training or validation images; resume with the same ones, or use --name"
+            )
         return found
     if candidates:
         raise RunError(
@@ -218,7 +218,7 @@ def refuse_disagreement(config: Config, trainer: Trainer, position: Position, sh
         place = "checkpoint to go on from; all machines must see the same --runs folder"
         numbers = {
             "configuration": config.fingerprint(),
-            "training images": trainer.splits.fingerprint,
+            "images": trainer.splits.fingerprint,
             place: position.epoch << 20 | position.step,
             "weights": checkpoint.fingerprint(trainer.parameters()),
         }

@@ -219,7 +219,7 @@ def test_reasons_are_one_line():
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory when reading image file")])
 def test_a_lack_of_memory_is_not_the_images_fault(monkeypatch, error):
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise error
 
     monkeypatch.setattr(Image, "open", fail)
@@ -629,7 +629,7 @@ def bicubic(pixels, count):
 )
 def test_validation_is_the_centre_of_the_resized_image(width, height, size, crop):
     pixels = (noise(height, width, 3) // 2 + gradient(width, height) // 3).astype(np.uint8)
-    short = round(size / crop)
+    short = math.floor(size / crop)
     new_width, new_height = (
         (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
     )
@@ -645,7 +645,7 @@ def test_validation_is_the_centre_of_the_resized_image(width, height, size, crop
 
 def test_validation_decodes_in_full():
     data = encoded(noise(600, 800, 3), "JPEG", quality=95)
-    reference = full(data).resize((48, 36), Image.Resampling.BICUBIC).crop((8, 2, 40, 34))
+    reference = full(data).resize((46, 35), Image.Resampling.BICUBIC).crop((7, 2, 39, 34))
     assert np.array_equal(validation_image(data, 32, 0.89), np.asarray(reference))
 
 

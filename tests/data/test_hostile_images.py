@@ -1,6 +1,7 @@
 """A training run on an image folder in which half of the files are damaged, mislabelled or unusual."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -12,8 +13,8 @@ import yaml
 from PIL import Image, ImageOps
 
 from skipvit.cli import run
-from skipvit.config import config as configuration
 from skipvit.config.groups import AugmentConfig
+from skipvit.config.reading import load_config
 from skipvit.data.batches import Batches
 from skipvit.data.broken import Broken
 from skipvit.data.decode import decode
@@ -42,12 +43,14 @@ def write(folder, files):
     for i, (name, content) in enumerate(files.items()):
         path = folder / CLASSES[i % len(CLASSES)] / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if content is None:
-            path.symlink_to(folder / "nowhere")
-        elif content is True:
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content == "pipe":
+            os.mkfifo(path)
+        elif content == "folder":
             path.mkdir()
         else:
-            path.write_bytes(content)
+            path.symlink_to(content)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,8 @@ def data(tmp_path_factory):
     """Both splits, and the paths of the images of each that Pillow cannot decode."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("hostile")
     files = hostile(rng) | unusual(rng)
-    good = {f"good_{i}.jpg": encoded(scene(rng), "JPEG") for i in range(IMAGES - len(files))}
+    # The folder is none of the images: what is below it would be.
+    good = {f"good_{i}.jpg": encoded(scene(rng), "JPEG") for i in range(IMAGES + 1 - len(files))}
     write(folder / "train", files | good)
     few = {
         name: content for name, content in files.items() if name.split(".")[0] in ("cut_3", "empty_1", "rgba", "strip")
@@ -63,10 +67,11 @@ def data(tmp_path_factory):
     write(folder / "val", few | {f"good_{i}.jpg": encoded(scene(rng), "JPEG") for i in range(20)})
     broken = {}
     for split in ("train", "val"):
-        broken[split] = {str(path) for path in (folder / split).glob("*/*") if reason_to_fail(path)}
+        paths = [path for path in (folder / split).glob("*/*") if path.is_symlink() or not path.is_dir()]
+        broken[split] = {str(path) for path in paths if reason_to_fail(path)}
     assert 120 < len(broken["train"]) < 200 and 4 < len(broken["val"]) < 9
     names = {Path(path).name for path in broken["train"]}
-    assert {"text_0.jpg", "empty_0.jpg", "random_0.jpg", "folder.jpg", "link_0.jpg"} <= names
+    assert {"text_0.jpg", "empty_0.jpg", "random_0.jpg", "link_0.jpg", "pipe.jpg", "zero.jpg", "eps.png"} <= names
     assert not names & {*unusual(rng), "png_0.jpg", "jpeg_0.png"}
     return folder, broken
 
@@ -78,7 +83,7 @@ def trained(data, tmp_path_factory):
     config = CONFIG | {"data": CONFIG["data"] | {"path": str(data[0])}}
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     code = run("train", ["--config", str(folder / "run.yaml"), "--runs", str(folder)])
-    return folder / "run", code, configuration.read(folder / "run.yaml")
+    return folder / "run", code, load_config(folder / "run.yaml")
 
 
 def lists(run_folder):
@@ -98,7 +103,8 @@ def test_training_goes_through_and_lists_exactly_the_broken_images(data, trained
     assert all(reason.strip() and "object at" not in reason for reason in reasons)
     reason = {Path(path).name: reason for path, reason in lists(folder)}
     assert reason["empty_0.jpg"] == "empty file" and reason["text_0.jpg"] == "cannot identify image file"
-    assert reason["link_0.jpg"] == "No such file or directory" and reason["folder.jpg"] == "Is a directory"
+    assert reason["link_0.jpg"] == "No such file or directory" and reason["eps.png"] == "cannot identify image file"
+    assert reason["pipe.jpg"] == reason["zero.jpg"] == "not a regular file" and "symbolic links" in reason["loop.jpg"]
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["broken_images"] for record in records if "epoch" in record] == [len(broken["train"])] * 2
     good = len(list((data[0] / "val").glob("*/*"))) - len(broken["val"])

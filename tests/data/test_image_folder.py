@@ -1,15 +1,17 @@
 """Image folders, with and without an index, against listings by os.walk."""
 
+import errno
+import json
 import os
 import shutil
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from skipvit.data.open import refuse_other_classes
 from skipvit.data.sources import image_folder
 from skipvit.data.sources.image_folder import open_split
 from skipvit.util.errors import RunError, UsageError
@@ -45,7 +47,13 @@ def later(monkeypatch):
 def scanned(monkeypatch):
     """Names of the class folders that were listed, in any order; clear() it between two starts."""
     names, scan = [], image_folder._scan
-    monkeypatch.setattr(image_folder, "_scan", lambda folder: names.append(os.path.basename(folder)) or scan(folder))
+
+    def noted(folder):
+        if os.path.basename(folder) not in ("train", "val"):  # the split's own folder, which is always listed
+            names.append(os.path.basename(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(image_folder, "_scan", noted)
     return names
 
 
@@ -120,11 +128,11 @@ def test_index_gives_the_same_without_listing(data, tmp_path, later, scanned):
 
 
 def test_any_content_can_be_kept(tmp_path):
-    """Whatever bytes the checksum happens to have, line ends among them."""
-    for i in range(1000):
+    """Line ends and bytes that are no UTF-8 in names among it."""
+    for i in range(100):
         kept = {
-            "a": image_folder.Listing((i, 1), 1, b"1.jpg\0"),
-            "b": image_folder.Listing((1, i), 2, b"2.jpg\0003.jpg\0"),
+            "a": image_folder.Folder([i, 1], "1.jpg/", "", {".heic": 3}),
+            "a/\udcff": image_folder.Folder([1, i], "2\n.jpg/3\udce9.jpg/", "c/", {}),
         }
         image_folder._save(tmp_path / "index", kept)
         assert image_folder._load(tmp_path / "index") == kept
@@ -267,12 +275,103 @@ def test_refusals(data, tmp_path):
         open_split(data, "val")
     (data / "train" / "n015").mkdir()
     for index in (None, tmp_path, tmp_path):
-        with pytest.raises(RunError, match=r"n015: no images in this class \(\.jpg, .*\.gif\)"):
+        with pytest.raises(RunError, match=r"n015: no images in this class \(\.jpg, .*\.gif, "):
             open_split(data, "train", index)
 
 
-def test_splits_with_other_classes_are_refused(data):
-    shutil.copytree(data / "train", data / "val")
-    (data / "val" / "n01").rename(data / "val" / "n09")
-    with pytest.raises(RunError, match="class 'n01' is in train/ but not in val/"):
-        refuse_other_classes(open_split(data, "train"), open_split(data, "val"))
+def test_folders_below_a_class_are_its_images_too(data, tmp_path, later, scanned):
+    """In order of their paths; with an index, only the folder that changed is listed again."""
+    for inner in ("b", "c/d"):
+        (data / "train" / "n01" / inner).mkdir(parents=True)
+        (data / "train" / "n01" / inner / "1.jpg").write_text(inner)
+    (data / "train" / "n01" / "empty.jpg").mkdir()
+    expected = ["n01/b/1.jpg", "n01/c/d/1.jpg", "n01/x_1.jpeg", "n01/x_10.JPG", "n01/x_2.TIF"]
+    for known in (None, tmp_path / "index", tmp_path / "index"):
+        source = open_split(data, "train", known)
+        assert [source.relative(i) for i in range(5)] == expected and source.labels.tolist()[:6] == [0] * 5 + [1]
+        assert source.read(1) == b"c/d"
+    (data / "train" / "n01" / "c" / "d" / "0.jpg").write_text("new")
+    scanned.clear()
+    source = open_split(data, "train", tmp_path / "index")
+    assert scanned == ["d"] and len(source) == 13 and source.read(1) == b"new"
+    shutil.rmtree(data / "train" / "n01" / "c")
+    assert len(open_split(data, "train", tmp_path / "index")) == 11
+
+
+def test_links_into_themselves_end(data, tmp_path):
+    """A folder that is linked from below itself is listed once; a link to itself is one broken image."""
+    below = data / "train" / "n01" / "below"
+    below.mkdir()
+    (below / "again").symlink_to(data / "train" / "n01")
+    (below / "and_again").symlink_to(data / "train" / "n01" / "below")
+    (below / "loop.jpg").symlink_to("loop.jpg")
+    for known in (None, tmp_path, tmp_path):
+        source = open_split(data, "train", known)
+        assert [source.relative(i) for i in range(4)][0] == "n01/below/loop.jpg" and len(source) == 11
+    with pytest.raises(OSError) as error:
+        source.read(0)
+    assert error.value.errno == errno.ELOOP
+
+
+def test_what_is_left_out_is_said_in_one_line(data, tmp_path, caplog):
+    """By ending; hidden files and what systems leave in folders are not worth a word."""
+    for name in ("1.heic", "2.HEIC", "Thumbs.db", "desktop.ini", ".DS_Store", "list.txt"):
+        (data / "train" / "n01" / name).touch()
+    lines = []
+    for known in (None, tmp_path, tmp_path):
+        caplog.clear()
+        open_split(data, "train", known)
+        lines += [record.getMessage() for record in caplog.records]
+    assert len(lines) == 3 and len(set(lines)) == 1
+    found = "10 files left out: 4 .txt, 3 without an ending, 2 .heic, 1 outside the class folders; images end in .jpg, "
+    assert lines[0].startswith(f"{data / 'train'}: {found}")
+    for name in ("n01", "n02", "with space"):
+        for path in (data / "train" / name).iterdir():
+            if path.suffix.lower() in ("", ".txt", ".heic"):
+                path.unlink()
+    (data / "train" / "README.jpg").unlink()
+    caplog.clear()
+    open_split(data, "train")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {},
+        [1, 2],
+        [[2], {"n01": []}],
+        "KIND {}",
+        'KIND {"n01": [[1, 1], 5, "", {}]}',
+        'KIND {"n01": [[1, 1], "x.jpg/", "", {".heic": "many"}]}',
+        'KIND {"n01": null}',
+        "[" * 20000,
+    ],
+    ids=str,
+)
+def test_an_index_of_another_shape_is_not_used(data, tmp_path, content):
+    check(data, tmp_path)
+    index = next(tmp_path.glob("train-*.index"))
+    text = content if isinstance(content, str) else json.dumps(content)
+    if text.startswith("KIND"):
+        text = f"[{json.dumps(image_folder._kind())}, {text[5:]}]"
+    index.write_bytes(zlib.compress(text.encode()))
+    check(data, tmp_path)
+
+
+def test_what_tells_two_folders_apart(data, tmp_path):
+    """Names, and sizes as they are now, whatever an index says; not where the folder is."""
+    shutil.copytree(data, tmp_path / "copy")
+
+    def identity(folder):
+        return [bytes(part) for part in open_split(folder, "train", tmp_path / "index").identity()]
+
+    first = identity(data)
+    assert first == identity(data) == identity(tmp_path / "copy")
+    (data / "train" / "n01" / "x_1.jpeg").write_text(
+        "exchanged for another"
+    )  # which leaves its folder's stamp as it is
+    assert identity(data) != first
+    (tmp_path / "copy" / "train" / "n01" / "x_1.jpeg").rename(tmp_path / "copy" / "train" / "n01" / "x_0.jpeg")
+    assert identity(tmp_path / "copy") != first

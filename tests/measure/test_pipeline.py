@@ -11,8 +11,8 @@ from PIL import Image
 
 from skipvit.cli import run
 from skipvit.cli.pipeline import main
-from skipvit.config import config as configuration
 from skipvit.config.groups import AugmentConfig
+from skipvit.config.reading import load_config
 from skipvit.measure import pipeline as tool
 from skipvit.measure.pipeline import Setting, as_text, measure, report, thread_counts
 from skipvit.util.errors import RunError, UsageError
@@ -75,8 +75,8 @@ def test_numbers_of_threads():
 
 
 def test_a_waiting_pipeline_gains_with_threads_and_takes_no_processor(folder):
-    config, source = configuration.read(folder / "run.yaml"), Slow()
-    config = config.model_copy(update={"augment": configuration.AugmentConfig()})
+    config, source = load_config(folder / "run.yaml"), Slow()
+    config = config.model_copy(update={"augment": AugmentConfig()})
     settings = measure(config, source, [1, 4], 0.4)
     assert [(s.threads, s.plain) for s in settings] == [(1, False), (4, False), (1, True)]
     one, four, plain = (np.median(s.wall) for s in settings)
@@ -101,7 +101,7 @@ def test_processor_time_is_that_of_the_work(folder, monkeypatch):
 
     monkeypatch.setattr("skipvit.data.batches.training_image", image)
     monkeypatch.setattr(tool.time, "process_time", lambda: clock[0])
-    config = configuration.read(folder / "run.yaml")
+    config = load_config(folder / "run.yaml")
     settings = measure(config, Slow(), [1, 2], 0.1)
     assert [set(s.processor) for s in settings] == [{1.0}, {1.0}, {0.25}]
     result = report(config, 10, settings, 30)
@@ -116,7 +116,7 @@ def test_the_report_counts_cores_at_the_most_threads():
         Setting(2, False, wall=[0.0125], processor=[0.02]),
         Setting(1, True, wall=[0.01], processor=[0.009]),
     ]
-    result = report(configuration.Config(), 100, settings, 500)
+    result = report(load_config("skipvit_small_imagenet.yaml", {"data.path": "x"}), 100, settings, 500)
     assert [row["images_per_s"] for row in result["settings"]] == [50, 80]
     assert [row["images_per_s_per_core"] for row in result["settings"]] == [100, 50]
     assert (result["cores_per_device"], result["cores_for_eight_devices"]) == (10, 80) and np.isclose(
@@ -148,7 +148,7 @@ def test_images_from_memory(capsys):
     main(
         [
             "--config",
-            configuration.recipe("skipvit_mini_shapes_cpu.yaml"),
+            "skipvit_mini_shapes_cpu.yaml",
             "--data.train_size",
             "200",
             "--seconds",
@@ -174,8 +174,9 @@ def test_wrong_numbers_are_one_line(folder, wrong):
 def test_a_missing_folder_and_broken_images_are_one_line(folder, capsys):
     with pytest.raises(UsageError, match="is not a folder"):
         main(words(folder, "--data.path", str(folder / "nowhere")))
-    (folder / "data" / "train" / "a" / "0.jpg").write_text("no image")
-    with pytest.raises(RunError, match=r"a.0\.jpg: not an image that can be decoded"):
+    for name in ("a/0.jpg", "b/1.jpg"):
+        (folder / "data" / "train" / name).write_text("no image")
+    with pytest.raises(RunError, match=r"[ab]/[01]\.jpg: not an image that can be decoded"):
         main(words(folder))
     assert run("pipeline", words(folder)) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -31,7 +31,7 @@ def flipped(data, rng, count=5):
 
 
 def hostile(rng):
-    """200 files by name: bytes; None is a link to nowhere, and True a folder."""
+    """200 files by name: their bytes, or what else to make: a `folder`, a `pipe`, a link to the path that is given."""
     files = {}
     for kind, end in (("JPEG", "JPEG"), ("PNG", "png"), ("WEBP", "webp"), ("TIFF", "tiff")):
         for i in range(20):
@@ -42,11 +42,13 @@ def hostile(rng):
     files |= {
         f"random_{i}.{('jpg', 'png', 'gif', 'bmp')[i % 4]}": rng.bytes(int(rng.integers(1, 5000))) for i in range(20)
     }
-    files |= {f"text_{i}.jpg": b"<html>404: not found</html>\n" * (i + 1) for i in range(10)}
+    files |= {f"text_{i}.jpg": b"<html>404: not found</html>\n" * (i + 1) for i in range(9)}
+    files["eps.png"] = encoded(scene(rng), "EPS")  # for which Pillow would start Ghostscript
     files |= {f"empty_{i}.{('jpg', 'png', 'webp', 'tif', 'gif')[i % 5]}": b"" for i in range(10)}
     files |= {f"png_{i}.jpg": encoded(scene(rng), "PNG") for i in range(8)}
     files |= {f"jpeg_{i}.png": encoded(scene(rng), "JPEG") for i in range(7)}
-    files |= {f"link_{i}.jpg": None for i in range(4)} | {"folder.jpg": True}
+    files |= {"link_0.jpg": "/nowhere/image.jpg", "loop.jpg": "loop.jpg", "zero.jpg": "/dev/zero"}
+    files |= {"pipe.jpg": "pipe", "folder.jpg": "folder"}
     assert len(files) == 200
     return files
 
@@ -80,11 +82,13 @@ def unusual(rng):
 
 
 def reason_to_fail(path):
-    """Pillow's own word on a file: None if it can be decoded."""
+    """Pillow's own word on a file: None if it is one of the formats that are read, and can be decoded."""
+    if not path.is_file():
+        return OSError("not a regular file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(path)
+            image = Image.open(path, formats=("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF"))
             image.load()
             image.convert("RGB")
     except Exception as error:

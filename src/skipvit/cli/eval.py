@@ -39,7 +39,7 @@ def main(words: list[str]) -> None:
     from skipvit.engine.devices import rank
     from skipvit.runs.evaluation import evaluate_checkpoint
 
-    scores = evaluate_checkpoint(config, path)
+    scores = evaluate_checkpoint(config, path, classes=classes_of(options))
     if rank() == 0:
         result = {"checkpoint": str(path), "trained": config.trained()}
         result |= {name: found.as_dict() for name, found in scores.items()}
@@ -54,7 +54,7 @@ def check(words: list[str]) -> Config:
     path = checkpoint_of(options)
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint")
-    open_source(config, "val")
+    open_source(config, "val", classes=classes_of(options))
     return config
 
 
@@ -79,6 +79,13 @@ def checkpoint_of(options: argparse.Namespace) -> Path:
     if not options.run:
         raise UsageError("--config needs --weights FILE, or name a run folder (see --help)")
     return Run(options.run).checkpoint(which)
+
+
+def classes_of(options: argparse.Namespace) -> tuple[str, ...] | None:
+    """Names of the network's classes, if a run is named that has noted them."""
+    from skipvit.runs.run import Run
+
+    return Run(options.run).classes if options.run else None
 
 
 def as_text(result: dict) -> str:

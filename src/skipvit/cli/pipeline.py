@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from skipvit.config import config as configuration
+from skipvit.cli.options import OneLineParser, from_words
 from skipvit.data.open import open_source
 from skipvit.measure.pipeline import as_text, measure, report, thread_counts
 from skipvit.util.cores import cores
@@ -21,10 +21,10 @@ examples:
 """
 
 
-def parser() -> configuration.OneLineParser:
+def parser() -> OneLineParser:
     about = "Time the data pipeline alone."
-    result = configuration.OneLineParser(prog="skipvit pipeline", description=about, epilog=EPILOG)
-    add, recipe = result.add_argument, configuration.recipe("skipvit_small_imagenet.yaml")
+    result = OneLineParser(prog="skipvit pipeline", description=about, epilog=EPILOG)
+    add, recipe = result.add_argument, "skipvit_small_imagenet.yaml"
     add("--config", default=recipe, metavar="FILE", help="YAML file of a run")
     add("--threads", type=int, metavar="N", help="most threads to try (default: the machine's cores, at most 8)")
     add("--seconds", type=float, default=10.0, metavar="S", help="measured for each setting (default: 10)")
@@ -34,7 +34,7 @@ def parser() -> configuration.OneLineParser:
 
 
 def main(words: list[str]) -> None:
-    config, options = configuration.from_words(parser(), words)
+    config, options = from_words(parser(), words)
     if options.threads is None:
         options.threads = min(cores(), 8)
     for name in ("threads", "seconds", "need"):

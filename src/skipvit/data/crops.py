@@ -17,9 +17,9 @@ TRIES = 10  # draws of a rectangle that fits
 
 
 def validation_image(data: bytes | np.ndarray, size: int, crop: float) -> np.ndarray:
-    """The centre of an image whose short side becomes round(size / crop), bicubic: uint8 (size, size, 3).
+    """The centre of an image whose short side becomes int(size / crop), bicubic: uint8 (size, size, 3).
 
-    Always from a full decode. The same pixels as torchvision's Resize and CenterCrop.
+    Always from a full decode. The same pixels as of timm and DeiT: torchvision's Resize and CenterCrop.
 
     Args:
         data: as for `decode`.
@@ -29,7 +29,7 @@ def validation_image(data: bytes | np.ndarray, size: int, crop: float) -> np.nda
         BrokenImage: as `decode`.
     """
     image = decode(data)
-    side, short = round(size / crop), min(image.size)
+    side, short = int(size / crop), min(image.size)
     if max(image.size) > 16 * short:  # of a strip only the middle: enlarged whole, it could be gigabytes
         edges = [max(0, (length - 16 * short) // 2) for length in image.size]
         image = image.crop((*edges, image.width - edges[0], image.height - edges[1]))

@@ -17,6 +17,21 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Damaged metadata; what cannot be decoded is listed.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
+# What is opened, whatever a file's name says, and the endings that a folder's images have. Not all that Pillow knows:
+# it would start Ghostscript for an EPS that is called .png.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k"),
+    "AVIF": (".avif",),
+}
+EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)
+
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
 
 # EXIF orientation: how the stored pixels are turned to be upright. From 5 on width and height change places.
@@ -71,12 +86,12 @@ def pillow_reasons() -> Iterator[None]:
 
 
 def open_image(data: bytes | np.ndarray) -> tuple[Image.Image, int]:
-    """An image as it is stored, JPEG not decoded yet, and its EXIF orientation."""
+    """An image as it is stored, JPEG not decoded yet, and its EXIF orientation. To be called in `pillow_reasons`."""
     if isinstance(data, np.ndarray) and data.ndim == 3:
         return Image.fromarray(data), 1
     if not len(data):
         raise BrokenImage("empty file")
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
     if image.format not in ("JPEG", "MPO"):
         image.load()  # orientation and size of other formats may be known, or change, only now
     return image, _orientation(image)

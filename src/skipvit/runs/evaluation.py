@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from skipvit.config.config import Config
@@ -19,21 +19,24 @@ def evaluate_run(
     """Accuracies of a run's forwards, by name, and with `_ema` behind it of the averaged weights; arguments as of
     `evaluate_checkpoint`, `which` as of `Run.checkpoint`."""
     run = run if isinstance(run, Run) else Run(run)
-    return evaluate_checkpoint(run.config, run.checkpoint(which), forwards)
+    return evaluate_checkpoint(run.config, run.checkpoint(which), forwards, run.classes)
 
 
-def evaluate_checkpoint(config: Config, path: Path, forwards: Iterable[str] | None = None) -> dict[str, Scores]:
+def evaluate_checkpoint(
+    config: Config, path: Path, forwards: Iterable[str] | None = None, classes: Sequence[str] | None = None
+) -> dict[str, Scores]:
     """Accuracies of a checkpoint.
 
     Args:
         config: the network, and the images.
         forwards: names; None: those that the configuration reports.
+        classes: names of the network's, where they are known: the images' classes are found among them by name.
 
     Raises:
         UsageError, RunError: no images, no such checkpoint, one that is damaged or of another network.
     """
     device, shard = devices.start(config.device, config.deterministic)
-    source = open_source(config, "val")
+    source = open_source(config, "val", classes=classes)
     network = build_network(config, device)
     known, width, result = config.forwards(), config.noise_width(), {}
     names = tuple(forwards or config.evaluated())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -20,3 +21,6 @@ class Source(Protocol):
 
     def name(self, i: int) -> str:
         """What to call image i in a message."""
+
+    def identity(self) -> Iterable[bytes | np.ndarray]:
+        """What tells these images from others with the same labels: names and sizes of files, or the pixels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,13 +27,16 @@ class Arrays:
     def name(self, i: int) -> str:
         return f"image {i}"
 
+    def identity(self) -> list[np.ndarray]:
+        return [self.images]
+
 
 class Subset:
     """Some images of a source, by their indices there."""
 
-    def __init__(self, source: Source, indices: list[int]):
+    def __init__(self, source: Source, indices: Sequence[int]):
         self.source, self.indices = source, indices
-        self.classes, self.labels = source.classes, source.labels[indices]
+        self.classes, self.labels = source.classes, source.labels[np.array(indices, np.int64)]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -42,6 +46,17 @@ class Subset:
 
     def name(self, i: int) -> str:
         return self.source.name(self.indices[i])
+
+    def identity(self) -> list[bytes | np.ndarray]:
+        return [*self.source.identity(), np.array(self.indices, np.int64)]
+
+
+class Relabelled(Subset):
+    """All images of a source, with other classes: labels int32 (n,) are positions in `classes`."""
+
+    def __init__(self, source: Source, classes: tuple[str, ...], labels: np.ndarray):
+        super().__init__(source, range(len(source)))
+        self.classes, self.labels = classes, labels
 
 
 def evenly_spaced(source: Source, count: int) -> np.ndarray:

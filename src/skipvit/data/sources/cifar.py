@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from skipvit.data.sources.arrays import Arrays
 from skipvit.util.errors import RunError, UsageError
+from skipvit.util.files import read_bytes, read_text
 
 SIDE, PIXELS = 32, 3 * 32 * 32
 
@@ -49,34 +52,20 @@ LAYOUTS = {
 }
 
 
-class Cifar:
-    """Images in memory, by index.
+@dataclass(frozen=True)
+class Cifar(Arrays):
+    """Images in memory, by index; `files` is where they are from, in order, `counts` how many in each."""
 
-    Args:
-        images: uint8 (n, 32, 32, 3).
-        labels: int32 (n,).
-        classes: their names.
-        files: where the images are from, in order.
-        counts: images in each file.
-    """
-
-    def __init__(
-        self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], files: list[Path], counts: list[int]
-    ):
-        self.images, self.labels, self.classes = images, labels, classes
-        self.files, self.ends = files, np.cumsum(counts)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, i: int) -> np.ndarray:
-        """uint8 (32, 32, 3)."""
-        return self.images[i]
+    files: tuple[Path, ...] = ()
+    counts: tuple[int, ...] = ()
 
     def name(self, i: int) -> str:
         """`record 7 of FILE`, records counted from 0."""
-        k = int(np.searchsorted(self.ends, i, side="right"))
-        return f"record {i - (self.ends[k - 1] if k else 0)} of {self.files[k]}"
+        for file, count in zip(self.files, self.counts):
+            if i < count:
+                return f"record {i} of {file}"
+            i -= count
+        raise IndexError(i)
 
 
 def open_cifar(folder: Path, kind: Literal["cifar10", "cifar100"], split: Literal["train", "val"]) -> Cifar:
@@ -101,7 +90,8 @@ def open_cifar(folder: Path, kind: Literal["cifar10", "cifar100"], split: Litera
         planes = part[:, layout.label_bytes :].reshape(-1, 3, SIDE, SIDE)
         images[end - len(part) : end] = planes.transpose(0, 2, 3, 1)
         labels[end - len(part) : end] = part[:, layout.label_bytes - 1]
-    return Cifar(images, labels, _class_names(root / layout.names, layout.classes), files, counts)
+    names = _class_names(root / layout.names, layout.classes)
+    return Cifar(images, labels, names, files=tuple(files), counts=tuple(counts))
 
 
 def _root(folder: Path, layout: Layout) -> Path:
@@ -122,7 +112,7 @@ def _records(path: Path, layout: Layout) -> np.ndarray:
     """A file's records: uint8 (n, label_bytes + 3072)."""
     size = layout.label_bytes + PIXELS
     try:
-        content = np.fromfile(path, np.uint8)
+        content = np.frombuffer(read_bytes(path), np.uint8)
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); unpack the data set again") from None
     if not len(content) or len(content) % size:
@@ -141,7 +131,7 @@ def _records(path: Path, layout: Layout) -> np.ndarray:
 def _class_names(path: Path, count: int) -> tuple[str, ...]:
     """One a line in the order of the labels."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except FileNotFoundError:
         return tuple(map(str, range(count)))
     except (OSError, UnicodeDecodeError) as error:

@@ -1,14 +1,28 @@
-"""Images named on a command line: files, and folders with all that is below them."""
+"""Image files: reading one, and those named on a command line as a source."""
 
 from __future__ import annotations
 
 import os
-import stat
 
 import numpy as np
 
-from skipvit.data.decode import BrokenImage
-from skipvit.data.sources.image_folder import EXTENSIONS
+from skipvit.data.decode import EXTENSIONS, BrokenImage
+from skipvit.util.files import open_regular
+
+LARGEST = 2**31  # bytes; an image of 500 megapixels, which is refused, has fewer
+
+
+def read_image(path: str) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        BrokenImage: larger than any image.
+        OSError: it cannot be read; EINVAL if it is a pipe, a device or a folder, which are not tried.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > LARGEST:
+            raise BrokenImage(f"larger than {LARGEST >> 30} GiB")
+        return file.read()
 
 
 class Files:
@@ -23,12 +37,9 @@ class Files:
         return len(self.paths)
 
     def read(self, i: int) -> bytes:
-        """The file's bytes. Raises BrokenImage if it cannot be: a pipe or a device, which may never end, is not."""
+        """The file's bytes. Raises BrokenImage if it cannot be read, whatever the reason."""
         try:
-            if not stat.S_ISREG(os.stat(self.paths[i]).st_mode):
-                raise BrokenImage("not a file")
-            with open(self.paths[i], "rb") as file:
-                return file.read()
+            return read_image(self.paths[i])
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise BrokenImage(getattr(error, "strerror", None) or str(error)) from None
 
@@ -51,11 +62,8 @@ def find_images(inputs: list[str]) -> tuple[list[str], dict[str, str]]:
         found = []
         for folder, folders, names in os.walk(given, onerror=errors.append):
             folders[:] = sorted(name for name in folders if name[0] != ".")
-            found += [
-                os.path.join(folder, name)
-                for name in sorted(names)
-                if name[0] != "." and name.lower().endswith(EXTENSIONS)
-            ]
+            images = [name for name in sorted(names) if name[0] != "." and name.lower().endswith(EXTENSIONS)]
+            found += [os.path.join(folder, name) for name in images]
         bad |= {str(error.filename): error.strerror or str(error) for error in errors}
         if not found and not errors:
             bad[given] = "no images in this folder"

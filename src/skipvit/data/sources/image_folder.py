@@ -1,7 +1,7 @@
-"""Image folders in ImageNet's layout: <split>/<class>/<image>.
+"""Image folders in ImageNet's layout: <split>/<class>/<image>, or deeper below the class.
 
 Listing more than a million files takes seconds on a local disk and minutes on a shared one, so the listing can be kept
-in an index file, from which only those class folders are read again that have changed since.
+in an index file, from which only those folders are read again that have changed since.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -19,13 +19,21 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from skipvit.data.decode import EXTENSIONS
+from skipvit.data.sources.arrays import evenly_spaced
+from skipvit.data.sources.files import read_image
 from skipvit.util.errors import RunError, UsageError
+from skipvit.util.files import read_bytes, write_whole
+from skipvit.util.log import log
+from skipvit.util.text import counted, printable
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")  # what Pillow decodes
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 RACY_NS = 2_000_000_000  # the coarsest time stamp of a file system: a later change may leave the same stamp
-UNTRUSTED = (0, 0)  # no folder's stamp
+UNTRUSTED = [0, 0]  # no folder's stamp
 THREADS = 8  # a shared file system answers each of many at its own slow pace
+SILENT = ("thumbs.db", "desktop.ini")  # what systems leave in folders; like hidden files not worth a word
+MOST_SHOWN = 6  # endings of files that were left out
+SIZED = 4096  # images whose sizes tell a data set from another of the same names
 
 
 class ImageFolder:
@@ -35,7 +43,7 @@ class ImageFolder:
         root: the split's folder.
         classes: folder names, sorted; a label is a position in this tuple.
         counts: images of each class.
-        names: file names in order of class and name, UTF-8, a NUL after each.
+        names: paths below the class folder in order of class and path, UTF-8, a NUL after each.
 
     Attributes:
         labels: int32 (n,).
@@ -61,21 +69,27 @@ class ImageFolder:
         return os.path.join(self.root, self.relative(i))
 
     def read(self, i: int) -> bytes:
-        """The file's bytes. Raises OSError."""
-        with open(self.name(i), "rb") as file:
-            return file.read()
+        """The file's bytes. Raises BrokenImage or OSError, as `read_image`."""
+        return read_image(self.name(i))
+
+    def identity(self) -> list[bytes]:
+        """All names, and the sizes of some files, evenly spaced: a million would take minutes on a shared disk."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            sizes = pool.map(_size, [self.name(i) for i in evenly_spaced(self, SIZED)])
+        return [self.names, np.fromiter(sizes, np.int64).tobytes()]
 
 
-class Listing(NamedTuple):
-    """The images of a class folder: its stamp at the time, their number, their names with a NUL after each."""
+class Folder(NamedTuple):
+    """What lies in a folder: its stamp then, images and folders (names, a / after each), other files by ending."""
 
-    stamp: tuple[int, int]
-    count: int
-    names: bytes
+    stamp: list[int]
+    images: str
+    folders: str
+    others: dict[str, int]
 
 
 def open_split(folder: Path, split: str, index: Path | None = None) -> ImageFolder:
-    """List the images of a split, in order of class and name; entries with a leading dot are none.
+    """List the images of a split in order of class and path; other files are counted in a warning, hidden ones not.
 
     Args:
         folder: what holds the splits' folders.
@@ -89,53 +103,125 @@ def open_split(folder: Path, split: str, index: Path | None = None) -> ImageFold
     root = Path(folder) / split
     if not root.is_dir():
         raise UsageError(f"data.path: {root} is not a folder; an image folder holds {split}/<class>/<images>")
-    with os.scandir(root) as entries:
-        classes = tuple(sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()))
+    top = _scan(str(root))
+    classes = tuple(sorted(_names(top.folders)))
     if not classes:
         raise RunError(f"{root}: no class folders in it; an image folder holds {split}/<class>/<images>")
-    listings = _listings(root, classes, index and Path(index) / _index_name(root))
-    for name, listing in zip(classes, listings):
-        if not listing.count:
+    folders = _walk(root, classes, index and Path(index) / _index_name(root))
+    counts, parts, others = [], [], Counter()
+    if top.images or top.others:
+        others["outside the class folders"] = top.images.count("/") + sum(top.others.values())
+    for name in classes:
+        images = _images_below(folders, name, others)
+        if not images:
             raise RunError(
                 f"{root / name}: no images in this class ({', '.join(EXTENSIONS)}); add some or remove the folder"
             )
-    return ImageFolder(
-        root, classes, [listing.count for listing in listings], b"".join(listing.names for listing in listings)
-    )
+        parts.append(os.fsencode(images))
+        counts.append(images.count("\0"))
+    if others:
+        log.warning(_left_out(root, others))
+    return ImageFolder(root, classes, counts, b"".join(parts))
 
 
-def _listings(root: Path, classes: tuple[str, ...], index: Path | None) -> list[Listing]:
-    """The class folders' listings: those of the index that still hold, the others read anew; updates the index."""
+def _images_below(folders: dict[str, Folder], name: str, others: Counter) -> str:
+    """Paths below a class folder, sorted, a NUL after each; adds what is no image to `others`."""
+    if not folders[name].folders:  # as usual: sorted already
+        others.update(folders[name].others)
+        return folders[name].images.replace("/", "\0")
+    found, todo = [], [name]
+    for path in todo:  # which grows
+        if path in folders:  # else it was reached by a link into itself
+            others.update(folders[path].others)
+            below = f"{path}/"[len(name) + 1 :]
+            found += [below + image for image in _names(folders[path].images)]
+            todo += [f"{path}/{inner}" for inner in _names(folders[path].folders)]
+    return "".join(f"{path}\0" for path in sorted(found))
+
+
+def _left_out(root: Path, others: Counter) -> str:
+    """E.g. `/data/train: 12 files left out: 9 .heic, 3 without an ending; images end in .jpg, ...`."""
+    shown = [f"{number:,} {printable(kind)}" for kind, number in others.most_common(MOST_SHOWN)]
+    if len(others) > MOST_SHOWN:
+        shown.append("...")
+    left_out = f"{printable(str(root))}: {counted(others.total(), 'file')} left out: {', '.join(shown)}"
+    return f"{left_out}; images end in {', '.join(EXTENSIONS)}"
+
+
+def _walk(root: Path, classes: tuple[str, ...], index: Path | None) -> dict[str, Folder]:
+    """The class folders and all below them, by their paths below `root`: those of the index that still hold, the others
+    read anew; keeps the index up to date."""
     known = _load(index) if index else {}
-    paths = {name: os.path.join(root, name) for name in classes}
-    with ThreadPoolExecutor(THREADS) as pool:
-        old = [name for name in classes if name in known]
-        now = pool.map(_stamp, [paths[name] for name in old])
-        current = {name: known[name] for name, stamp in zip(old, now) if known[name].stamp == stamp}
-        stale = [name for name in classes if name not in current]
-        fresh = pool.map(_scan, [paths[name] for name in stale])
-        bar = tqdm(fresh, f"listing {root}", len(stale), leave=False, unit=" folders", disable=None)
-        current |= dict(zip(stale, bar))
-    result = {name: current[name] for name in classes}
-    if index and (stale or len(known) != len(classes)):
-        _save(index, result)
-    return list(result.values())
+    current: dict[str, Folder] = {}
+    level = [(name, frozenset()) for name in classes]
+    bar = tqdm(desc=f"listing {root}", leave=False, unit=" folders", disable=None)
+    with ThreadPoolExecutor(THREADS) as pool, bar:
+        while level:
+            found = pool.map(lambda entry: _look(root, *entry, known.get(entry[0])), level)
+            below = []
+            for (path, _), (folder, above) in zip(level, found):
+                bar.update()
+                if folder is not None:
+                    current[path] = folder
+                    below += [(f"{path}/{name}", above) for name in _names(folder.folders)]
+            level = below
+    if index and current != known:
+        _save(index, current)
+    return current
 
 
-def _scan(folder: str) -> Listing:
+def _look(root: Path, path: str, above: frozenset, known: Folder | None) -> tuple[Folder | None, frozenset]:
+    """A folder, as it is known if it has not changed since; None if it is one of those above it, by a link."""
+    place = os.path.join(root, path)
+    status = os.stat(place)
+    identity = status.st_dev, status.st_ino
+    if identity in above:
+        return None, above
+    current = known if known and known.stamp == _stamp(place) else _scan(place)
+    return current, above | {identity}
+
+
+def _scan(folder: str) -> Folder:
     now, stamp = time.time_ns(), _stamp(folder)  # before the listing: what changes meanwhile changes the stamp
+    images, folders, others = [], [], Counter()
     with os.scandir(folder) as entries:
-        names = sorted(
-            entry.name for entry in entries if entry.name[0] != "." and entry.name.lower().endswith(EXTENSIONS)
-        )
-    text = "".join(f"{name}\0" for name in names)
-    return Listing(stamp if max(stamp) < now - RACY_NS else UNTRUSTED, len(names), os.fsencode(text))
+        for entry in entries:
+            if entry.name[0] == "." or entry.name.lower() in SILENT:
+                continue
+            if _is_folder(entry):
+                folders.append(entry.name)
+            elif entry.name.lower().endswith(EXTENSIONS):
+                images.append(entry.name)
+            else:
+                others[os.path.splitext(entry.name)[1].lower() or "without an ending"] += 1
+    trusted = max(stamp) < now - RACY_NS
+    images, folders = ("".join(f"{name}/" for name in sorted(names)) for names in (images, folders))
+    return Folder(stamp if trusted else UNTRUSTED, images, folders, dict(others))
 
 
-def _stamp(folder: str) -> tuple[int, int]:
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link into itself: a broken image, if its name is an image's
+
+
+def _names(joined: str) -> list[str]:
+    return joined.split("/")[:-1]
+
+
+def _size(path: str) -> int:
+    """Bytes of a file, -1 if it is not there."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def _stamp(folder: str) -> list[int]:
     """When a folder was last changed, ns: its mtime, which unpacking and copying tools set at will, and its ctime."""
     status = os.stat(folder)
-    return status.st_mtime_ns, status.st_ctime_ns
+    return [status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _index_name(root: Path) -> str:
@@ -143,42 +229,33 @@ def _index_name(root: Path) -> str:
     return f"{os.path.basename(path)}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.index"
 
 
-def _load(index: Path) -> dict[str, Listing]:
-    """What `_save` wrote; nothing if it cannot be read, is damaged, or is of another format."""
+def _load(index: Path) -> dict[str, Folder]:
+    """What `_save` wrote; nothing if it cannot be read, is damaged (zlib has a checksum), or is of another format."""
     try:
-        content = index.read_bytes()
-    except OSError:
+        kind, rows = json.loads(zlib.decompress(read_bytes(index)))
+        folders = {path: Folder(*row) for path, row in rows.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, zlib.error):
         return {}
-    if zlib.crc32(memoryview(content)[4:]) != int.from_bytes(content[:4], "little"):
-        return {}
-    position = content.find(b"\n", 4) + 1
-    header = json.loads(content[4:position] or "{}")
-    if header.get("kind") != _kind():
-        return {}
-    listings = {}
-    for name, mtime, ctime, count, size in header["classes"]:
-        listings[name] = Listing((mtime, ctime), count, content[position : position + size])
-        position += size
-    return listings
+    return folders if kind == _kind() and all(map(_is_whole, folders.values())) else {}
 
 
-def _save(index: Path, listings: dict[str, Listing]) -> None:
-    """Write an index: CRC-32 of the rest (4 bytes), a line of JSON, the names. Failing only costs time."""
-    rows = [[name, *listing.stamp, listing.count, len(listing.names)] for name, listing in listings.items()]
-    header = json.dumps({"kind": _kind(), "classes": rows}).encode() + b"\n"
-    content = b"".join([header, *(listing.names for listing in listings.values())])
-    temporary = None
+def _is_whole(folder: Folder) -> bool:
+    """Whether everything is of its type."""
+    names, others = (folder.images, folder.folders), folder.others
+    return (
+        all(isinstance(part, str) for part in names)
+        and isinstance(others, dict)
+        and all(isinstance(number, int) for number in others.values())
+    )
+
+
+def _save(index: Path, folders: dict[str, Folder]) -> None:
+    """Keep a listing. Failing only costs time."""
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=index.parent, prefix=".index-", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(zlib.crc32(content).to_bytes(4, "little"))
-            file.write(content)
-        temporary.chmod(0o644)  # else only its owner could read it
-        os.replace(temporary, index)
+        write_whole(index, zlib.compress(json.dumps([_kind(), folders]).encode(), 1))
     except OSError:
-        if temporary:
-            temporary.unlink(missing_ok=True)
+        pass
 
 
 def _kind() -> list:
