@@ -1,39 +1,49 @@
 """`skipvit cost`: its counts against the products of the exported training graphs, memory against a count by hand."""
 
 import json
+import tempfile
 from math import prod, sqrt
 from pathlib import Path
 
+import mindspore as ms
 import pytest
 
-from skipvit.ascend.audit import audit, export, steps
 from skipvit.ascend.operators import operators
 from skipvit.cli import run
-from skipvit.config import config as configuration
 from skipvit.config.config import Config
-from skipvit.measure.cost import as_text, cost_of, tokens_figure
-from skipvit.measure.macs import Sequence, forward_macs, training_macs
-from skipvit.measure.memory import block_activations, state
-from skipvit.models.sizes import Size
+from skipvit.config.reading import list_recipes, load_config
+from skipvit.engine.build import build_forward, build_network
+from skipvit.engine.metrics import Accuracy
+from skipvit.engine.synthetic import random_batch, training_step
+from skipvit.measure.cost import cost, state
+from skipvit.models.registry import model_spec
+from skipvit.routing.layout import Layout
+from skipvit.routing.program import Attend, Feed
+from skipvit.util import compat
 
-MODEL = {"size": "tiny", "width": 16, "depth": 5, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10}
+SIZES = {"width": 16, "depth": 5, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10}
 ROUTES = [
     {"start": 1, "end": 2, "keep_ratio": 0.5, "fuse": True},
     {"start": 2, "end": 4, "keep_ratio": 0.25, "scorer": "cls_attention_value"},
 ]
 TINY = {
-    "model": MODEL,
+    "model": {"name": "vit_tiny_patch16_224"} | SIZES,
     "routes": ROUTES,
-    "phases": {"dense_warmup_epochs": 2},
+    "phases": [{"epochs": 2, "routes": []}, {}],
     "data": {"batch_size": 4},
     "optim": {"epochs": 10},
 }
 
 
-def products(audited) -> int:
-    """Multiply-accumulates of all matrix products of a graph: (B M K)(B K N)(B M N) = B (B M K N)^2."""
+def products(cell, *batch) -> int:
+    """Multiply-accumulates of all matrix products of a cell's graph, as it is compiled for Ascend, with its gradients:
+    (B M K)(B K N)(B M N) = B (B M K N)^2."""
+    model = compat.mind_ir().ModelProto()
+    with tempfile.TemporaryDirectory() as folder, compat.compiled_as_for_910a():
+        file = str(Path(folder) / "graph")
+        ms.export(cell, *batch, file_name=file, file_format="MINDIR", custom_func=model.CopyFrom)
     total = 0
-    for operator, _ in audited:
+    for operator in operators(model):
         if operator.name in ("MatMul", "BatchMatMul"):
             (_, a), (_, b) = operator.taken()[:2]
             c = operator.output.tensors[0][1]
@@ -41,64 +51,78 @@ def products(audited) -> int:
     return total
 
 
+def trained(config, name) -> float:
+    """Of an image's training step, by its graph."""
+    batch = random_batch(config, name)
+    step = training_step(config, "ascend", build_network(config, "ascend"), name)
+    return products(step, *batch) / config.data.batch_size
+
+
+def evaluated(config, name) -> float:
+    """Of an image's evaluation step, by its graph."""
+    forward = build_forward(config, "ascend", build_network(config, "ascend"), name)
+    return products(Accuracy(forward).set_train(False), *random_batch(config, name)[:3]) / config.data.batch_size
+
+
 def test_a_frozen_network_has_no_backward():
     """But for the gradient of the head's weight: one product."""
-    optim = {"epochs": 10, "train": "head"}
-    config = Config(
-        **TINY | {"optim": optim, "init": {"weights": "any.ckpt"}, "phases": {"dense_warmup_epochs": 0}},
-        routing="gather",
-    )
-    cost = cost_of(config)
-    routed = cost.forwards["routed"]
-    graph = operators(export(*steps(config, devices=1)["train routed"]()))
-    assert products([(operator, None) for operator in graph]) == 4 * routed.training_macs == 4 * (routed.macs + 16 * 10)
-    assert cost.state == {"weights": 4 * cost.parameters, "gradients": 4 * 170, "moments": 8 * 170}
-    assert routed.activations == 0 and "no activations kept" in as_text(config, cost)
+    head = {"optim": {"epochs": 10, "train": "head"}, "init": {"weights": "any.ckpt"}, "phases": []}
+    config = Config(**TINY | head, routing="gather")
+    found = cost(config)
+    routed = found.forwards["routed"]
+    assert trained(config, "routed") == routed.training_macs == routed.macs + 16 * 10
+    assert found.state == {"weights": 4 * found.parameters, "gradients": 4 * 170, "moments": 8 * 170}
+    assert routed.activations == 0 and "no activations kept" in found.table()
 
 
-@pytest.mark.parametrize("formulation", [pytest.param("gather", marks=pytest.mark.slow), "matmul"])
+@pytest.mark.parametrize("formulation", ["gather", "matmul"])
 def test_counts_are_those_of_the_exported_graphs(formulation):
-    # The dense training step is the same in both formulations: one has a dense phase.
-    phases = {"dense_warmup_epochs": 2 if formulation == "gather" else 0}
-    config = Config(**TINY | {"phases": phases}, routing=formulation)
-    audited, forwards = audit(config, devices=1), cost_of(config).forwards
-    for graph, found in audited.items():
-        step, name = graph.split()
-        forward = forwards[name]
-        assert products(found) == 4 * (forward.training_macs if step == "train" else forward.macs), graph
-    assert len(audited) == 4 - (formulation == "matmul")
+    config = Config(**TINY, routing=formulation)
+    forwards = cost(config).forwards
+    assert trained(config, "routed") == forwards["routed"].training_macs
+    if formulation == "gather":  # the dense one is the same in both
+        assert trained(config, "dense") == forwards["dense"].training_macs
+    else:
+        assert evaluated(config, "routed") == forwards["routed"].macs
 
 
 @pytest.mark.slow
 def test_counts_of_vit_small_are_those_of_the_exported_graphs():
-    config = configuration.read(Path(configuration.recipe("skipvit_small_imagenet.yaml")))
-    audited = audit(config, devices=1)
-    for name, forward in cost_of(config).forwards.items():
-        assert abs(products(audited[f"train {name}"]) / config.data.batch_size / forward.training_macs - 1) < 0.005
-        assert abs(products(audited[f"evaluate {name}"]) / config.data.batch_size / forward.macs - 1) < 0.005
+    config = load_config("skipvit_small_imagenet.yaml", {"data.batch_size": 8})
+    for name, forward in cost(config).forwards.items():
+        assert abs(trained(config, name) / forward.training_macs - 1) < 0.005
+        assert abs(evaluated(config, name) / forward.macs - 1) < 0.005
+
+
+def small(**overrides):
+    return load_config("skipvit_small_imagenet.yaml", {"phases": [], "optim.epochs": 100} | overrides)
 
 
 # Spans of ViT-S/16 and ideal gains by hand: 4.671 % of the dense forward a bypassed block.
 @pytest.mark.parametrize(("start", "end", "gain"), [(4, 7, 1.163), (4, 9, 1.305), (4, 11, 1.486), (2, 11, 1.725)])
 def test_ideal_gains(start, end, gain):
-    config = Config(routes=[{"start": start, "end": end, "keep_ratio": 0.45}], routing="gather")
-    cost = cost_of(config)
-    assert abs(cost.forwards["dense"].macs / cost.forwards["routed"].macs - gain) < 0.001
-    assert abs(cost.gain - gain) < 0.006  # with the backward: the patch embedding's is a part smaller
+    found = cost(small(routes=[{"start": start, "end": end, "keep_ratio": 0.45}], routing="gather"))
+    assert abs(found.forwards["dense"].macs / found.forwards["routed"].macs - gain) < 0.001
+    assert abs(found.gain - gain) < 0.006  # with the backward: the patch embedding's is a part smaller
 
 
-def test_warm_up_counts_in_the_gain_of_the_run():
-    config = Config(routes=[{"start": 4, "end": 11}], phases={"dense_warmup_epochs": 15}, optim={"epochs": 100})
-    cost = cost_of(config)
-    assert cost.run_gain == pytest.approx(100 / (15 + 85 / cost.gain))
-    assert cost_of(Config()).gain == cost_of(Config()).run_gain == 1
+def test_phases_count_in_the_gain_of_the_run():
+    warm = cost(small(phases=[{"epochs": 15, "routes": []}, {}]))
+    assert warm.run_gain == pytest.approx(100 / (15 + 85 / warm.gain))
+    dense = cost(small(routes=[]))
+    assert dense.gain == dense.run_gain == 1 and dense.focus == "dense"
+    sized = cost(small(phases=[{"epochs": 40, "image_size": 112}, {"epochs": 10, "routes": []}, {}]))
+    gains = {name: forward.gain for name, forward in sized.forwards.items()}
+    assert [phase.forward for phase in sized.phases] == ["routed@112", "dense", "routed"] and sized.focus == "routed"
+    assert gains["routed@112"] > 4 * gains["routed"]  # a quarter of the tokens
+    assert sized.run_gain == pytest.approx(100 / (40 / gains["routed@112"] + 10 + 50 / gains["routed"]))
 
 
 def test_memory_is_that_of_a_count_by_hand():
     """Korthikanti et al. (arXiv 2205.05198): a float16 layer keeps 34 N d + 5 h N^2 bytes with dropout and float16
     norms; without its dropout masks (2 N d + h N^2) and dropped maps (2 h N^2) 32 N d + 2 h N^2."""
-    size, n = Size(384, 12, 6), 197
-    ours = block_activations(Sequence(n, n), size, compute=2)
+    spec, layout = model_spec("vit_small_patch16_224"), Layout(1, 196)
+    ours, n = sum(spec.activations(step, 2) for step in (Attend(layout, layout), Feed(layout, layout))), layout.length
     norms, maps = 2 * 2 * n * 384, 4 * 6 * n**2  # float32 instead of float16: norms' inputs, softmax
     assert ours == 32 * n * 384 + 2 * 6 * n**2 + norms + maps
     assert state(1000, 1000, ema=True, accumulate=True) == {
@@ -110,25 +134,24 @@ def test_memory_is_that_of_a_count_by_hand():
     }
 
 
-def test_training_is_three_forwards_but_for_the_images_gradient():
-    size = Size(384, 12, 6)
-    assert training_macs(size, 16, 196, 1000) == 3 * forward_macs(size, 16, 196, 1000) - 196 * 768 * 384
-
-
 def test_text_json_and_image(tmp_path, capsys):
     path = tmp_path / "run.yaml"
-    path.write_text(configuration.to_yaml(Config(**TINY)))
+    path.write_text(json.dumps(TINY))  # which is YAML
     assert run("cost", ["--config", str(path), "--json", "--out", str(tmp_path / "images/tokens.png")]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert (
-        result["forwards"]["routed"]["tokens"] == [17, 10, 5, 5, 17]
-        and (tmp_path / "images/tokens.png").stat().st_size > 0
-    )
-    cost = cost_of(Config(**TINY))
-    text = as_text(Config(**TINY), cost)
-    assert "0 " in text and f"{cost.run_gain:.3f} x over the whole run" in text and "routed                  8" in text
-    bars = tokens_figure(Config(**TINY), cost).axes[0].patches
-    assert [bar.get_height() for bar in bars] == [17] * 5 + [17, 10, 5, 5, 17]
+    result, found = json.loads(capsys.readouterr().out), cost(Config(**TINY))
+    assert result == json.loads(json.dumps(found.as_dict()))
+    assert result["forwards"]["routed"]["tokens"] == [17, 10, 5, 5, 17]
+    assert (tmp_path / "images/tokens.png").read_bytes().startswith(b"\x89PNG")
+    text = found.table()
+    assert "2 to 3, each       5" in text and f"{found.run_gain:.3f} x over the whole run" in text
+    drawn = {patch.get_label().split(",")[0]: list(patch.get_data().values) for patch in found.figure().axes[0].patches}
+    assert drawn == {"dense": [17] * 5, "routed": [17, 10, 5, 5, 17]}
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_has_a_cost(name):
+    found = cost(load_config(name))
+    assert found.parameters > 0 and all(forward.macs > 0 for forward in found.forwards.values())
 
 
 @pytest.mark.parametrize(

@@ -4,54 +4,88 @@ import math
 
 import pytest
 
-from skipvit.measure.macs import Sequence, block_parts, forward_macs, sequences
-from skipvit.models.sizes import SIZES
-from skipvit.routing.routing import Route, resolve
+from skipvit.models.arithmetic import blocks_of, forward_macs, training_macs
+from skipvit.models.registry import model_spec
+from skipvit.routing.layout import Layout
+from skipvit.routing.program import Attend, Feed, compile_program
+from skipvit.routing.spec import Route
 
+SMALL = model_spec("vit_small_patch16_224")
 # GMACs at 224, patch 16, 1000 classes: DeiT (arXiv 2012.12877) and timm's published tables, to their digits.
 PUBLISHED = {"tiny": (1.26, 0.01), "small": (4.6, 0.05), "base": (17.58, 0.02), "large": (61.6, 0.1)}
+# EViT-S (arXiv 2202.07800, table 1): GMACs by keep rate.
+EVIT = [(0.9, 4.0), (0.8, 3.5), (0.7, 3.0), (0.6, 2.6), (0.5, 2.3)]
 
 
-@pytest.mark.parametrize("size", SIZES)
+def macs(spec, *routes):
+    return forward_macs(spec, compile_program(spec, [Route(**route) for route in routes]))
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
 def test_dense_forward_has_the_published_macs(size):
     published, digits = PUBLISHED[size]
-    assert abs(forward_macs(SIZES[size], 16, 196, 1000) / 1e9 - published) <= digits
+    assert abs(macs(model_spec(f"vit_{size}_patch16_224")) / 1e9 - published) <= digits
 
 
-# Bypassed blocks -> GMACs of ViT-S/16 with 88 of 196 patches kept: hand arithmetic, 378.38 M a full block, 163.58 M a
-# short one.
+# Bypassed blocks -> GMACs of ViT-S/16 with 88 of 196 patches kept; by hand 378.38 M a full block, 163.58 M a short one.
 @pytest.mark.parametrize(("start", "end", "gmacs"), [(4, 5, 4.384), (4, 7, 3.954), (4, 11, 3.095), (1, 11, 2.451)])
 def test_skipvit_macs(start, end, gmacs):
-    spans = resolve([Route(start, end, 0.45)], 12, 196)
-    assert abs(forward_macs(SIZES["small"], 16, 196, 1000, spans) / 1e9 - gmacs) < 0.001
+    assert abs(macs(SMALL, {"start": start, "end": end, "keep_ratio": 0.45}) / 1e9 - gmacs) < 0.001
 
 
-@pytest.mark.parametrize(("keep", "published"), [(0.9, 4.0), (0.8, 3.5), (0.7, 3.0), (0.6, 2.6), (0.5, 2.3)])
+@pytest.mark.parametrize(("keep", "published"), EVIT)
 def test_evits_published_macs(keep, published):
-    """EViT-S (arXiv 2202.07800, table 1), counted as it drops: in blocks 4, 7 and 10, between attention and MLP."""
-    width, patches, total = 384, 196, 196 * 768 * 384 + 384 * 1000
+    """Counted block by block as it drops: in blocks 4, 7 and 10, between attention and MLP."""
+    patches, total = 196, 196 * 768 * 384 + 384 * 1000
     for block in range(1, 13):
-        attended = 1 + patches
+        attended = Layout(1, patches)
         if block in (4, 7, 10):
             patches = math.ceil(keep * patches) + 1  # the fused one stays
-        total += sum(block_parts(Sequence(attended, 1 + patches), width).values())
+        left = Layout(1, patches)
+        total += sum(SMALL.products(Attend(attended, attended)).values()) + sum(
+            SMALL.products(Feed(left, left)).values()
+        )
     assert abs(total / 1e9 - published) < 0.05
 
 
-@pytest.mark.parametrize(("keep", "published"), [(0.9, 4.0), (0.8, 3.5), (0.7, 3.0), (0.6, 2.6), (0.5, 2.3)])
+@pytest.mark.parametrize(("keep", "published"), EVIT)
 def test_evit_as_routes_has_its_published_macs(keep, published):
-    routes = [Route(b, b + 3, keep, restore=False, fuse=True, at="mlp") for b in (3, 6, 9)]
-    assert abs(forward_macs(SIZES["small"], 16, 196, 1000, resolve(routes, 12, 196)) / 1e9 - published) < 0.05
+    fused = {"keep_ratio": keep, "restore": False, "fuse": True, "at": "mlp"}
+    assert abs(macs(SMALL, *({"start": b, "end": b + 3} | fused for b in (3, 6, 9))) / 1e9 - published) < 0.05
 
 
-def test_sequences_follow_the_routes():
-    dense = sequences(6, 16)
-    restored = sequences(6, 16, resolve([Route(1, 3, 0.5, fuse=True), Route(4, 5, 0.25)], 6, 16))
-    pruned = sequences(
-        6, 16, resolve([Route(1, 2, 0.5, restore=False, fuse=True), Route(3, 6, 0.5, restore=False)], 6, 16)
-    )
-    parted = sequences(6, 16, resolve([Route(1, 3, 0.5, at="mlp"), Route(4, 6, 0.25, restore=False, at="mlp")], 6, 16))
-    assert dense == (Sequence(17, 17),) * 6
-    assert restored == tuple(Sequence(n, n) for n in (17, 10, 10, 17, 5, 17))  # [CLS], 8 kept, a fused one; 4 kept
-    assert pruned == tuple(Sequence(n, n) for n in (17, 10, 10, 6, 6, 6))  # the fused one stays
-    assert parted == tuple(Sequence(*n) for n in ((17, 17), (17, 9), (9, 9), (17, 17), (17, 5), (5, 5)))
+def test_training_is_three_forwards_but_for_the_images_gradient():
+    dense = compile_program(SMALL)
+    assert training_macs(SMALL, dense) == 3 * forward_macs(SMALL, dense) - 196 * 768 * 384
+
+
+@pytest.mark.parametrize(
+    ("routes", "tokens"),
+    [
+        ([], [(17, 17)] * 6),
+        # [CLS], 8 kept, a fused one; 4 kept.
+        (
+            [{"start": 1, "end": 3, "keep_ratio": 0.5, "fuse": True}, {"start": 4, "end": 5, "keep_ratio": 0.25}],
+            [(17, 17), (10, 10), (10, 10), (17, 17), (5, 5), (17, 17)],
+        ),
+        # The fused one stays.
+        (
+            [
+                {"start": 1, "end": 2, "keep_ratio": 0.5, "restore": False, "fuse": True},
+                {"start": 3, "end": 6, "keep_ratio": 0.5, "restore": False},
+            ],
+            [(17, 17), (10, 10), (10, 10), (6, 6), (6, 6), (6, 6)],
+        ),
+        (
+            [
+                {"start": 1, "end": 3, "keep_ratio": 0.5, "at": "mlp"},
+                {"start": 4, "end": 6, "keep_ratio": 0.25, "restore": False, "at": "mlp"},
+            ],
+            [(17, 17), (17, 9), (9, 9), (17, 17), (17, 5), (5, 5)],
+        ),
+    ],
+)
+def test_blocks_see_the_tokens_that_the_routes_leave(routes, tokens):
+    spec = model_spec("vit_tiny_patch16_224", depth=6, patch=8, image_size=32)
+    program = compile_program(spec, [Route(**route) for route in routes])
+    assert [(block.attention, block.mlp) for block in blocks_of(spec, program)] == tokens

@@ -29,7 +29,7 @@ COMMANDS = {
     "pipeline": ("skipvit.cli.pipeline", "time the data pipeline alone: images a second and cores a device needs"),
     "bench": ("skipvit.cli.bench", "time training or inference of several configs side by side"),
     "cost": (
-        "skipvit.measure.cost",
+        "skipvit.cli.cost",
         "parameters, multiply-accumulates, memory and ideal gain of a config, by arithmetic",
     ),
     "audit": ("skipvit.cli.audit", "operators that an Ascend 910A would run slowly or not at all; needs no device"),

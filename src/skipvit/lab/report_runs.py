@@ -11,7 +11,7 @@ from skipvit.config import config as configuration
 from skipvit.config.config import Config
 from skipvit.lab.intervals import Mean, mean_of, paired
 from skipvit.lab.sweep_jobs import finished
-from skipvit.measure.cost import cost_of
+from skipvit.measure.cost import cost as cost_of
 from skipvit.runs.run_folder import RunFolder
 from skipvit.util.errors import RunError, UsageError
 

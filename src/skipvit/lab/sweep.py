@@ -15,7 +15,7 @@ from skipvit.engine import distributed
 from skipvit.lab.plan import Plan, Run, read
 from skipvit.lab.sweep_jobs import Jobs, finished
 from skipvit.lab.sweep_reuse import take_over
-from skipvit.measure.cost import cost_of
+from skipvit.measure.cost import cost as cost_of
 from skipvit.runs.run_folder import RunFolder
 from skipvit.util.cores import ascend_devices, cores
 from skipvit.util.errors import UsageError

@@ -1,62 +1,38 @@
-"""`skipvit cost`: what a configuration costs by arithmetic: parameters, multiply-accumulates, memory, and the gain to hope for."""
+"""What a configuration costs by arithmetic: parameters, multiply-accumulates, memory, and the gain to hope for."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from itertools import groupby
+from math import prod
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-
-from skipvit.config import config as configuration
 from skipvit.config.config import Config
-from skipvit.engine.phases import phases
-from skipvit.measure.macs import block_macs, forward_parts, sequences, training_macs
-from skipvit.measure.memory import activations, block_activations, state
-from skipvit.util.errors import UsageError
+from skipvit.models.arithmetic import blocks_of, forward_parts, training_macs
+from skipvit.util.text import for_figure, table
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FLOAT32 = 4  # bytes
 MIB, GIB = 2**20, 2**30
-EPILOG = """examples:
-  skipvit cost --config configs/skipvit_small_imagenet.yaml
-  skipvit cost --config configs/skipvit_small_imagenet.yaml --model.image_size 384 --out tokens.png
-
-Counted are matrix products and what the backward keeps; docs/bench.md compares with measured times and memory.
-"""
-
-
-def parser() -> configuration.OneLineParser:
-    result = configuration.OneLineParser(
-        prog="skipvit cost", description="What a configuration costs, by arithmetic.", epilog=EPILOG
-    )
-    result.add_argument(
-        "--config",
-        default=configuration.recipe("skipvit_small_imagenet.yaml"),
-        metavar="FILE",
-        help="YAML file of a run",
-    )
-    result.add_argument("--json", action="store_true", help="print one JSON object")
-    result.add_argument(
-        "--out", metavar="FILE", help="draw the tokens that each block sees, as an image (.png, .svg, .pdf)"
-    )
-    return result
-
-
-def main(words: list[str]) -> None:
-    config, options = configuration.from_words(parser(), words)
-    cost = cost_of(config)
-    print(json.dumps(asdict(cost)) if options.json else as_text(config, cost))
-    if options.out:
-        save(tokens_figure(config, cost), Path(options.out))
+BY_BLOCK = ("attention_tokens", "tokens", "block_macs", "block_activations")
 
 
 @dataclass(frozen=True)
-class Forward:
-    """One forward: of each block the tokens, multiply-accumulates and bytes kept for the backward of an image; MACs by part.
+class ForwardCost:
+    """One forward of an image.
 
     Attributes:
+        image_size: side of the images, pixels.
         tokens: that come out of each block, as its MLP saw them; attention_tokens: that its attention saw.
+        block_macs, block_activations: of each block multiply-accumulates, and bytes that it keeps for the backward.
+        parts: multiply-accumulates by part; macs: of all; training_macs: of forward and backward.
+        activations: bytes kept for the backward.
+        gain: training throughput against the dense forward, if it followed `training_macs`.
     """
 
+    image_size: int
     tokens: tuple[int, ...]
     attention_tokens: tuple[int, ...]
     block_macs: tuple[int, ...]
@@ -65,6 +41,16 @@ class Forward:
     macs: int
     training_macs: int
     activations: int
+    gain: float
+
+
+@dataclass(frozen=True)
+class PhaseCost:
+    """Epochs that train one forward."""
+
+    name: str
+    epochs: int
+    forward: str
 
 
 @dataclass(frozen=True)
@@ -72,138 +58,159 @@ class Cost:
     """What a configuration costs on one device.
 
     Attributes:
-        forwards: `dense` and, with routes, `routed`.
+        batch_size: images a step.
+        parameters: numbers that the weights are.
+        forwards: by name, the dense one first.
+        phases: in order.
         state: bytes of weights, gradients, moments and so on.
-        gain: training throughput against dense if it followed the MACs of forward and backward.
-        run_gain: the same of the whole run, dense epochs counted; 1 without routes.
+        focus: the forward that most epochs train but for the dense one; `dense` if there is no other.
+        gain: training throughput of `focus` against dense, if it followed the multiply-accumulates.
+        run_gain: the same of the whole run.
     """
 
+    name: str
+    batch_size: int
     parameters: int
-    forwards: dict[str, Forward]
+    forwards: dict[str, ForwardCost]
+    phases: tuple[PhaseCost, ...]
     state: dict[str, int]
+    focus: str
     gain: float
     run_gain: float
 
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain values, as `skipvit cost --json` prints it."""
+        return asdict(self)
 
-def cost_of(config: Config) -> Cost:
-    model, optim = config.model, config.optim
-    size = model.shape()
-    # As on Ascend, unless the configuration says otherwise: there the recipes train.
+    def table(self) -> str:
+        """For people: multiply-accumulates by part and by block, what each phase takes, the gain."""
+        size = self.forwards["dense"].image_size
+        head = f"{self.parameters / 1e6:.2f} M parameters, {size} x {size}, {self.batch_size} images a device"
+        blocks = ["blocks", "tokens", "MMACs an image", "kept for backward, MiB a device"]
+        phases = ["phase", "epochs", "GMACs an image, trained", "activations, GiB", "all, GiB"]
+        states = ", ".join(f"{name} {count / MIB:.0f}" for name, count in self.state.items())
+        text = [
+            f"{self.name}: {head}",
+            table(_part_rows(self), ["forward, MMACs an image", *self.forwards]),
+            table(_block_rows(self), blocks, "<>>>"),
+            f"a device, MiB: {states}\n{table(_phase_rows(self), phases, '<>>>>')}",
+        ]
+        if self.focus != "dense":
+            kept, dense = self.forwards[self.focus].activations, self.forwards["dense"].activations
+            saved = f"{100 * (1 - kept / dense):.0f} % less for activations" if dense else "no activations kept"
+            whole = f"{self.run_gain:.3f} x over the whole run"
+            text.append(f"ideal gain over dense: {self.gain:.3f} x training throughput, {saved}; {whole}")
+        return "\n\n".join(text)
+
+    def figure(self) -> Figure:
+        """Tokens that each block sees: the dense forward, `focus` before it, outlines of the others."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 3), layout="constrained")
+        axis = figure.subplots()
+        for name, forward in self.forwards.items():
+            label = name if name == "dense" else f"{name}, {forward.gain:.2f} x fewer MACs"
+            edges = [block - 0.5 for block in range(len(forward.tokens) + 1)]
+            color = {"dense": "0.85", self.focus: "tab:blue"}.get(name)
+            axis.stairs(forward.tokens, edges, label=label, color=color, fill=color is not None)
+        axis.set_xticks(range(len(self.forwards["dense"].tokens)))
+        axis.set_xlabel("block")
+        axis.set_ylabel("tokens")
+        axis.set_title(for_figure(self.name))
+        axis.legend(loc="lower left")
+        return figure
+
+
+def _part_rows(cost: Cost) -> list[list[str]]:
+    """Millions of multiply-accumulates by part, a column a forward."""
+    columns = [forward.parts | {"all": forward.macs} for forward in cost.forwards.values()]
+    parts = dict.fromkeys(name for column in columns for name in column)
+    names = [*(name for name in parts if name != "all"), "all"]
+    return [[f"  {name}", *(f"{column.get(name, 0) / 1e6:.1f}" for column in columns)] for name in names]
+
+
+def _block_rows(cost: Cost) -> list[list[str]]:
+    """Of each forward but the dense one, if there are others: its blocks, those that are alike together."""
+    rows, names = [], [name for name in cost.forwards if name != "dense"] or ["dense"]
+    for name in names:
+        forward, first = cost.forwards[name], 0
+        for alike, group in groupby(zip(*(getattr(forward, values) for values in BY_BLOCK))):
+            attention, mlp, macs, kept = alike
+            last = first + len(list(group)) - 1
+            blocks = f"{first}" if first == last else f"{first} to {last}, each"
+            blocks = f"{name} {blocks}" if len(names) > 1 else blocks
+            tokens = f"{mlp}" if mlp == attention else f"{attention}>{mlp}"
+            rows.append([blocks, tokens, f"{macs / 1e6:.1f}", f"{cost.batch_size * kept / MIB:.1f}"])
+            first = last + 1
+    return rows
+
+
+def _phase_rows(cost: Cost) -> list[list[str]]:
+    """What training costs in each phase, on one device."""
+    rows, state = [], sum(cost.state.values())
+    for phase in cost.phases:
+        forward = cost.forwards[phase.forward]
+        held = cost.batch_size * forward.activations
+        gigabytes = f"{held / GIB:.2f}", f"{(held + state) / GIB:.2f}"
+        rows.append([phase.name, str(phase.epochs), f"{forward.training_macs / 1e9:.2f}", *gigabytes])
+    return rows
+
+
+def cost(config: Config) -> Cost:
+    """What a run of this configuration costs on one device.
+
+    Counted are matrix products and what the backward keeps of each image. Number format and formulation are those of an
+    Ascend device unless the configuration says otherwise: there the recipes train.
+
+    Raises:
+        ValueError: a route that cannot run.
+    """
+    spec, optim = config.model.spec(), config.optim
     compute = 4 if config.amp.dtype == "float32" or config.device == "cpu" and config.amp.dtype == "auto" else 2
-    shape = (size, model.patch, model.tokens, model.num_classes)
     formulation = {"auto": "gather" if config.device == "cpu" else "matmul"}.get(config.routing, config.routing)
     head_only = optim.train == "head"
-    forwards = {}
-    for name, spans in (("dense", ()), ("routed", config.spans())):
-        if name == "dense" or spans:
-            seen = sequences(size.depth, model.tokens, spans)
-            parts = forward_parts(*shape, spans, formulation)
-            forwards[name] = Forward(
-                tuple(sequence.mlp for sequence in seen),
-                tuple(sequence.attention for sequence in seen),
-                tuple(block_macs(sequence, size.width) for sequence in seen),
-                tuple(0 if head_only else block_activations(sequence, size, compute) for sequence in seen),
-                parts,
-                sum(parts.values()),
-                training_macs(*shape, spans, formulation, head_only),
-                activations(size, () if head_only else seen, compute),
-            )
-    gain = forwards["dense"].training_macs / forwards.get("routed", forwards["dense"]).training_macs
-    warmup, routed, cooldown = config.phase_lengths()
-    run_gain = optim.epochs / (warmup + cooldown + routed / gain)
-    parameters = size.parameters(model.patch, model.tokens, model.num_classes)
-    trained = (size.width + 1) * model.num_classes if head_only else parameters
+    forwards: dict[str, ForwardCost] = {}
+    for name in config.forwards():
+        program = config.program(name)
+        blocks, parts = blocks_of(spec, program), forward_parts(spec, program, formulation)
+        kept = tuple(
+            0 if head_only else sum(spec.activations(step, compute) for step in block.steps) for block in blocks
+        )
+        trained = training_macs(spec, program, formulation, head_only)
+        forwards[name] = ForwardCost(
+            program.image_size,
+            tuple(block.mlp for block in blocks),
+            tuple(block.attention for block in blocks),
+            tuple(block.macs for block in blocks),
+            kept,
+            parts,
+            sum(parts.values()),
+            trained,
+            sum(kept),
+            forwards["dense"].training_macs / trained if forwards else 1.0,
+        )
+    phases = tuple(PhaseCost(phase.name, phase.epochs, phase.forward) for phase in config.resolved_phases())
+    epochs = {name: sum(phase.epochs for phase in phases if phase.forward == name) for name in forwards}
+    focus = max((name for name in forwards if name != "dense"), key=lambda name: epochs[name], default="dense")
+    shapes = {name: shape for name, shape in spec.shapes().items() if not head_only or name.startswith("head.")}
     return Cost(
-        parameters, forwards, state(parameters, trained, config.ema.decay > 0, optim.accumulate > 1), gain, run_gain
+        config.name,
+        config.data.batch_size,
+        spec.parameters(),
+        forwards,
+        phases,
+        state(spec.parameters(), sum(map(prod, shapes.values())), config.ema.decay > 0, optim.accumulate > 1),
+        focus,
+        forwards[focus].gain,
+        optim.epochs / sum(count / forwards[name].gain for name, count in epochs.items()),
     )
 
 
-def as_text(config: Config, cost: Cost) -> str:
-    model, batch = config.model, config.data.batch_size
-    head = f"{config.name}: {cost.parameters / 1e6:.2f} M parameters, {model.image_size} x {model.image_size}, {batch} images a device"
-    return "\n".join(
-        [head, "", *part_lines(cost), "", *block_lines(cost, batch), "", *phase_lines(config, cost), *gain_lines(cost)]
-    )
-
-
-def part_lines(cost: Cost) -> list[str]:
-    """Millions of multiply-accumulates of an image's forward, by part."""
-    last = list(cost.forwards.values())[-1]
-    lines = [f"{'forward, MMACs an image':26}" + "".join(f"{name:>12}" for name in cost.forwards)]
-    for part in last.parts:
-        lines.append(
-            f"  {part:24}" + "".join(f"{forward.parts.get(part, 0) / 1e6:12.1f}" for forward in cost.forwards.values())
-        )
-    lines.append(f"  {'all':24}" + "".join(f"{forward.macs / 1e6:12.1f}" for forward in cost.forwards.values()))
-    return lines
-
-
-def block_lines(cost: Cost, batch: int) -> list[str]:
-    """Tokens, MACs and activations by block, blocks that are alike together."""
-    last = list(cost.forwards.values())[-1]
-    seen = [f"{mlp}" if mlp == all_ else f"{all_}>{mlp}" for mlp, all_ in zip(last.tokens, last.attention_tokens)]
-    rows = list(zip(seen, last.block_macs, last.block_activations))
-    lines = [f"{'blocks':10}{'tokens':>8}{'MMACs an image':>18}{'kept for backward, MiB a device':>32}"]
-    first = 0
-    for i in range(1, len(rows) + 1):
-        if i == len(rows) or rows[i] != rows[first]:
-            tokens, macs, kept = rows[first]
-            name = f"{first}" if i == first + 1 else f"{first} to {i - 1}"
-            each = " each" if i > first + 1 else ""
-            lines.append(f"{name:10}{tokens:>8}{macs / 1e6:18.1f}{batch * kept / MIB:32.1f}{each}")
-            first = i
-    return lines
-
-
-def phase_lines(config: Config, cost: Cost) -> list[str]:
-    """What training costs in each phase, on one device."""
-    kept = sum(cost.state.values())
-    states = ", ".join(f"{name} {size / MIB:.0f}" for name, size in cost.state.items())
-    lines = [
-        f"a device, MiB: {states}",
-        f"{'phase':18}{'epochs':>7}{'GMACs an image, trained':>26}{'activations, GiB':>18}{'all, GiB':>10}",
-    ]
-    for phase in phases(*config.phase_lengths()):
-        forward = cost.forwards["routed" if phase.routed else "dense"]
-        held = config.data.batch_size * forward.activations
-        lines.append(
-            f"{phase.name:18}{phase.end - phase.first:7}{forward.training_macs / 1e9:26.2f}{held / GIB:18.2f}{(held + kept) / GIB:10.2f}"
-        )
-    return lines
-
-
-def gain_lines(cost: Cost) -> list[str]:
-    if "routed" not in cost.forwards:
-        return []
-    routed, dense = cost.forwards["routed"].activations, cost.forwards["dense"].activations
-    saved = f"{100 * (1 - routed / dense):.0f} % less for activations" if dense else "no activations kept"
-    return [
-        f"ideal gain over dense: {cost.gain:.3f} x training throughput, {saved}; {cost.run_gain:.3f} x over the whole run"
-    ]
-
-
-def tokens_figure(config: Config, cost: Cost) -> Figure:
-    """Tokens that each block sees, dense behind routed."""
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    axis = figure.subplots()
-    blocks = range(len(cost.forwards["dense"].tokens))
-    axis.bar(blocks, cost.forwards["dense"].tokens, color="0.85", label="dense")
-    if "routed" in cost.forwards:
-        axis.bar(
-            blocks, cost.forwards["routed"].tokens, color="tab:blue", label=f"routed, {cost.gain:.2f} x fewer MACs"
-        )
-    axis.set_xticks(blocks)
-    axis.set_xlabel("block")
-    axis.set_ylabel("tokens")
-    axis.set_title(config.name)
-    axis.legend(loc="lower left")
-    return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Raises UsageError if it is no image that can be written."""
-    known = figure.canvas.get_supported_filetypes()
-    if path.suffix[1:] not in known:
-        raise UsageError(f"--out: {path} is not an image file; use .png, .svg or .pdf")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+def state(parameters: int, trained: int, ema: bool, accumulate: bool) -> dict[str, int]:
+    """Bytes that training keeps of every parameter, and besides of those that are trained, all float32."""
+    copies = {"gradients": 1, "moments": 2}
+    if ema:
+        copies["averaged weights"] = 2  # and a place to put the trained ones aside during evaluation
+    if accumulate:
+        copies["accumulated gradients"] = 1
+    return {"weights": FLOAT32 * parameters} | {name: FLOAT32 * count * trained for name, count in copies.items()}
