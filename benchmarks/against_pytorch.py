@@ -19,7 +19,7 @@ from pathlib import Path
 os.environ.setdefault("GLOG_v", "4")
 
 from skipvit.cli import exit_code
-from skipvit.config import config as configuration
+from skipvit.cli.options import OneLineParser, from_words
 from skipvit.config.config import Config
 from skipvit.measure.bench.result import BenchResult, compared
 from skipvit.measure.bench.turns import Worker
@@ -32,8 +32,8 @@ STEPS, HEAVIEST = 3, 20  # steps that are profiled, operators that are printed
 KINDS = {"plain": "PyTorch", "strong": "PyTorch, fused kernels"}
 
 
-def parser() -> configuration.OneLineParser:
-    result = configuration.OneLineParser(
+def parser() -> OneLineParser:
+    result = OneLineParser(
         prog="against_pytorch.py",
         description=__doc__,
         epilog="exit code 1: a ratio is too uncertain to be reported, or a process died",
@@ -51,7 +51,7 @@ def parser() -> configuration.OneLineParser:
 
 
 def main(words: list[str]) -> None:
-    config, options = configuration.from_words(parser(), words)
+    config, options = from_words(parser(), words)
     check(options.rounds, options.widest)
     config = comparable(config)
     kinds = list(KINDS) if options.pytorch == "both" else [options.pytorch]
@@ -74,14 +74,20 @@ def main(words: list[str]) -> None:
 
 
 def comparable(config: Config) -> Config:
-    """The configuration on CPU. Raises UsageError for what the PyTorch step does not do."""
+    """The configuration on CPU, all numbers of its model written out: PyTorch's process does not know our models.
+
+    Raises:
+        UsageError: it asks for what the PyTorch step does not do.
+    """
     if config.amp.dtype == "float16":
         raise UsageError("amp.dtype: the comparison is in float32, on CPU; use --amp.dtype float32")
     if config.optim.accumulate > 1:
         raise UsageError(
             "optim.accumulate: the comparison is of steps that each update the weights; use --optim.accumulate 1"
         )
-    return config.model_copy(update={"device": "cpu"})
+    spec = config.model.spec()
+    numbers = {name: getattr(spec, name) for name in ("width", "depth", "heads", "patch", "image_size", "gelu")}
+    return config.model_copy(update={"device": "cpu", "model": config.model.model_copy(update=numbers)})
 
 
 def torch_version(python: str) -> str:

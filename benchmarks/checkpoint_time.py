@@ -14,19 +14,19 @@ from pathlib import Path
 
 os.environ.setdefault("GLOG_v", "4")
 
-from skipvit.config import config as configuration
-from skipvit.engine import checkpoint, distributed
+from skipvit import load_config
+from skipvit.engine import checkpoint, devices
 from skipvit.engine.build import build_network, build_optimizer, build_state
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=configuration.recipe("skipvit_small_imagenet.yaml"))
+    parser.add_argument("--config", default="skipvit_small_imagenet.yaml")
     parser.add_argument("--folder", help="where to write (default: a temporary folder)")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    config = configuration.read(Path(options.config))
-    device, _ = distributed.start(config.device)
+    config = load_config(options.config)
+    device, _ = devices.start(config.device)
     network = build_network(config, device)
     optimizer = build_optimizer(config, network, steps_per_epoch=100 * config.optim.accumulate)
     parameters = [

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from skipvit.runs.run_folder import RunFolder
+from skipvit import Run
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for number, run in enumerate(options.runs):
-        records, color = RunFolder(Path(run), writes=False).records(), f"C{number}"
+        records, color = Run(run).records(), f"C{number}"
         epochs = [record["epoch"] for record in records]
         loss.plot(
             epochs,

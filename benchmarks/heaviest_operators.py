@@ -24,28 +24,29 @@ os.environ.setdefault("GLOG_v", "4")
 import numpy as np
 from mindspore.profiler import ProfilerActivity, profile, schedule, tensorboard_trace_handler
 
-from skipvit.config import config as configuration
-from skipvit.engine import distributed
+from skipvit.cli import exit_code
+from skipvit.cli.options import OneLineParser, from_words
+from skipvit.engine import devices
 from skipvit.engine.build import build_network
 from skipvit.engine.synthetic import random_batch, training_step
-from skipvit.util.errors import RunError
+from skipvit.util.errors import RunError, UsageError
+from skipvit.util.text import table
 
 NEWER = "MindSpore's profiler wrote no {0}, as that of 2.8.0 does"
 
 
-def main() -> None:
-    parser = configuration.OneLineParser(
-        prog="heaviest_operators.py", description="The heaviest operators of a training step."
-    )
+def main(words: list[str]) -> None:
+    parser = OneLineParser(prog="heaviest_operators.py", description="The heaviest operators of a training step.")
     parser.add_argument("--config", required=True, metavar="FILE")
-    parser.add_argument("--forward", choices=("dense", "routed"), default="dense")
+    parser.add_argument("--forward", default="dense", metavar="NAME", help="one of the run's (default: dense)")
     parser.add_argument("--steps", type=int, default=5, metavar="N")
     parser.add_argument("--top", type=int, default=30, metavar="N", help="lines to print")
-    config, options = configuration.from_words(parser, sys.argv[1:])
-    device, _ = distributed.start("cpu", config.deterministic)
-    network = build_network(config, device)
-    batch = random_batch(config, network.noise_width)
-    step = training_step(config, device, network, options.forward == "routed")
+    config, options = from_words(parser, words)
+    device, _ = devices.start("cpu", config.deterministic)
+    if options.forward not in config.forwards():
+        raise UsageError(f"--forward: {options.forward} is not one of {', '.join(config.forwards())}")
+    batch = random_batch(config, options.forward)
+    step = training_step(config, device, build_network(config, device), options.forward)
 
     def timed() -> float:
         begun = time.perf_counter()
@@ -61,7 +62,7 @@ def main() -> None:
         operators = read(Path(folder), options.steps)
     said = f"median step {1000 * seconds:.1f} ms without the profiler"
     print(f"{config.name} {options.forward}, batch {config.data.batch_size}: {said}")
-    print(table(operators, options.top))
+    print(summed_up(operators, options.top))
 
 
 def profiled(step, steps: int, folder: str) -> None:
@@ -93,7 +94,7 @@ def read(folder: Path, steps: int) -> list[tuple[str, str, str, str, np.ndarray,
     if len(runs) != len(shapes) or any(not name.endswith(f"/{of[1]}") for (_, name, _), of in zip(runs, shapes)):
         raise RunError(f"{len(runs)} operators ran and {len(shapes)} have shapes, in another order")
     each, waits = len(runs) // steps, _waits(runs)
-    backward = [i for i in range(each) if runs[i][1].startswith("Gradients/Default/loss-TrainingLoss/network-")]
+    backward = [i for i in range(each) if runs[i][1].startswith("Gradients/Default/loss-CrossEntropy/forward-")]
     result = []
     for i in range(each):
         (_, name, _), (kind, _, _, *inputs) = runs[i], shapes[i]
@@ -123,22 +124,22 @@ def _lines(folder: Path, name: str) -> list[str]:
     return [line for file in files for line in file.read_text().splitlines() if line]
 
 
-def table(operators: list[tuple[str, str, str, str, np.ndarray, np.ndarray]], top: int) -> str:
+def summed_up(operators: list[tuple[str, str, str, str, np.ndarray, np.ndarray]], top: int) -> str:
+    """Tables of what `read` found: by part of the step, by kind, and one by one."""
     everything, waits = (np.median(sum(operator[c] for operator in operators)) for c in (4, 5))
-    lines = [f"{len(operators)} operators, {everything:.1f} ms in all, and {waits:.1f} ms between them"]
+    text = [f"{len(operators)} operators, {everything:.1f} ms in all, and {waits:.1f} ms between them"]
     for title, columns in (("part", (0,)), ("kind", (2,)), ("part, cell, kind, shapes of the inputs", (0, 1, 2, 3))):
         groups = defaultdict(list)
         for operator in operators:
             groups[tuple(operator[c] for c in columns)].append(operator[4:])
         rows = [(*np.median(np.sum(times, 0), 1), len(times), key) for key, times in groups.items()]
-        lines += ["", f"{'ms':>9}{'share':>8}{'before':>9}{'times':>7}  {title}"]
-        for ms, wait, count, key in sorted(rows, reverse=True)[:top]:
-            lines.append(f"{ms:9.2f}{100 * ms / everything:6.1f} %{wait:9.2f}{count:7}  {'  '.join(filter(None, key))}")
-    return "\n".join(lines)
+        cells = [
+            (f"{ms:.2f}", f"{100 * ms / everything:.1f} %", f"{wait:.2f}", count, "  ".join(filter(None, key)))
+            for ms, wait, count, key in sorted(rows, reverse=True)[:top]
+        ]
+        text.append(table(cells, ["ms", "share", "before", "times", title], ">>>><"))
+    return "\n\n".join(text)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RunError as error:
-        raise SystemExit(f"heaviest_operators.py: {error}") from None
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

@@ -24,11 +24,12 @@ import yaml
 from tqdm import tqdm
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-# All that has a state: mixing, augmentation, drop path, random route, averaged weights, accumulation, three phases.
+# All that has a state: mixing, augmentation, drop path, random routes, averaged weights, accumulation, and three phases
+# of different image size and routes.
 CONFIG = {
     "name": "run",
     "model": {
-        "size": "tiny",
+        "name": "vit_tiny_patch16_224",
         "width": 16,
         "depth": 3,
         "heads": 2,
@@ -38,7 +39,11 @@ CONFIG = {
         "drop_path": 0.2,
     },
     "routes": [{"start": 1, "end": 2, "scorer": "random"}],
-    "phases": {"dense_warmup_epochs": 1, "dense_cooldown_epochs": 1},
+    "phases": [
+        {"epochs": 1, "routes": [], "image_size": 16, "augment": {"rand_augment": 0}},
+        {},
+        {"epochs": 1, "routes": [{"start": 0, "end": 2, "keep_ratio": 0.7, "scorer": "random"}]},
+    ],
     "data": {"kind": "shapes", "batch_size": 16, "train_size": 960, "val_size": 256},
     "augment": {
         "crop": "pad",

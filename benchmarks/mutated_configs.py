@@ -30,7 +30,15 @@ from skipvit.config.config import Config
 
 BASE = {
     "name": "run",
-    "model": {"size": "tiny", "width": 8, "depth": 2, "heads": 2, "patch": 16, "image_size": 32, "num_classes": 10},
+    "model": {
+        "name": "vit_tiny_patch16_224",
+        "width": 8,
+        "depth": 2,
+        "heads": 2,
+        "patch": 16,
+        "image_size": 32,
+        "num_classes": 10,
+    },
     "data": {"kind": "shapes", "batch_size": 16, "train_size": 48, "val_size": 16},
     "optim": {"epochs": 1, "warmup_epochs": 1},
 }
@@ -91,6 +99,23 @@ ROUTES = [
     ["cls_attention"],
     [{"start": 1}],
     {"start": 1, "end": 2},
+    [{"start": "25%", "end": "75%"}],
+    [{"start": 0, "end": 1, "repeat": "each"}],
+]
+PHASES = [
+    [{"routes": []}],
+    [{"image_size": 16}],
+    [{"image_size": 17}],
+    [{"epochs": 1}, {"routes": []}],
+    [{"epochs": "100%"}],
+    [{"epochs": 5}],
+    [{"epoch": 1}],
+    [{"epochs": 1, "augment": {"hflip": 0.5}}],
+    [{"augment": {"flip": 0.5}}],
+    [{"routes": [{"start": 1, "end": 9}]}],
+    [1, 2],
+    {"dense_warmup_epochs": 0},
+    "dense",
 ]
 
 
@@ -112,7 +137,8 @@ def mutated(chance: random.Random) -> str:
         value = fitting(path, chance) if kind < 0.5 else chance.choice(ABSURD if kind < 0.75 else PLAUSIBLE)
         if path == ("routes",):
             value = chance.choice(ROUTES)
-            values.setdefault("phases", {"dense_warmup_epochs": 0})
+        if path == ("phases",):
+            value = chance.choice(PHASES)
         if chance.random() < 0.1:
             path = (*path[:-1], misspelt(path[-1], chance))
         at = values

@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skipvit.models.sizes import SIZES
-
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, 0..255
 
 
@@ -72,12 +70,11 @@ class Block(nn.Module):
 
 
 class PyTorchViT(nn.Module):
-    """Logits (B, classes) of normalised images (B, 3, S, S). model: a configuration's group."""
+    """Logits (B, classes) of normalised images (B, 3, S, S). model: a configuration's, numbers written out."""
 
     def __init__(self, model: dict[str, Any], strong: bool):
         super().__init__()
-        size = SIZES[model["size"]]
-        width, depth, heads = (model[name] or getattr(size, name) for name in ("width", "depth", "heads"))
+        width, depth, heads = model["width"], model["depth"], model["heads"]
         tokens, patch = (model["image_size"] // model["patch"]) ** 2, model["patch"]
         gelu = "tanh" if strong and model["gelu"] == "tanh" else "none"
         rates = torch.linspace(0, model["drop_path"], depth).tolist()

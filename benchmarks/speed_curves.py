@@ -23,11 +23,12 @@ os.environ.setdefault("GLOG_v", "4")
 from matplotlib.figure import Figure
 
 from skipvit.cli import exit_code
-from skipvit.config import config as configuration
+from skipvit.cli.options import OneLineParser
 from skipvit.config.config import Config
-from skipvit.measure.bench.result import speedup_text
+from skipvit.config.reading import load_config
+from skipvit.measure.bench.result import quoted
 from skipvit.measure.bench.variants import bench, check
-from skipvit.measure.cost import cost_of
+from skipvit.measure.cost import cost
 from skipvit.util.errors import UsageError
 from skipvit.util.files import write_whole
 
@@ -55,11 +56,14 @@ class Point:
 
     def config(self) -> Config:
         start, end = SPANS[self.blocks]
-        values = configuration.read(Path(configuration.recipe("skipvit_small_imagenet.yaml"))).model_dump()
-        values["model"] |= {"size": self.model, "image_size": self.image}
-        values["data"]["batch_size"] = self.batch
-        route = {"start": start, "end": end, "keep_ratio": self.keep}
-        return Config(**values | {"device": "cpu", "routes": [route]})
+        overrides = {
+            "device": "cpu",
+            "model.name": f"vit_{self.model}_patch16_224",
+            "model.image_size": self.image,
+            "data.batch_size": self.batch,
+            "routes": [{"start": start, "end": end, "keep_ratio": self.keep}],
+        }
+        return load_config("skipvit_small_imagenet.yaml", overrides)
 
 
 CURVES = {
@@ -71,7 +75,7 @@ CURVES = {
 
 
 def main(words: list[str]) -> None:
-    parser = configuration.OneLineParser(prog="speed_curves.py", description=__doc__)
+    parser = OneLineParser(prog="speed_curves.py", description=__doc__)
     parser.add_argument("--curve", choices=CURVES, help="only this one (default: all)")
     parser.add_argument("--rounds", type=int, default=12, metavar="N", help="turns of each forward (default: 12)")
     parser.add_argument("--draw", action="store_true", help="measure nothing")
@@ -123,9 +127,9 @@ def rows(result: dict) -> list[dict]:
 def ideal_memory(point: Point) -> float:
     """Routed over dense by formula (`skipvit cost`): what the backward keeps, and weights, gradients and so on, alike
     in both."""
-    cost = cost_of(point.config())
-    state = sum(cost.state.values())
-    dense, routed = (state + point.batch * cost.forwards[name].activations for name in ("dense", "routed"))
+    found = cost(point.config())
+    state = sum(found.state.values())
+    dense, routed = (state + point.batch * found.forwards[name].activations for name in ("dense", "routed"))
     return routed / dense
 
 
@@ -146,7 +150,7 @@ def _cells(point: Point, dense: dict, routed: dict) -> str:
     speeds = " | ".join(f"{row['step']['images_per_s']:.1f}" for row in (dense, routed))
     memory = " | ".join(f"{row['peak_memory_bytes'] / 2**20:.0f}" for row in (dense, routed))
     return (
-        f"{point.batch} | {speeds} | {speedup_text(step)} | {routed['ideal_speedup']:.3f} x | {share} | "
+        f"{point.batch} | {speeds} | {quoted(step)} | {routed['ideal_speedup']:.3f} x | {share} | "
         f"{memory} | {routed['memory_ratio']:.2f} | {ideal_memory(point):.2f}"
     )
 

@@ -24,7 +24,7 @@ _PUBLIC = {
     "Stopped": "util.errors",
     "Sweep": "lab.sweep",
     "UsageError": "util.errors",
-    "bench": "measure.bench",
+    "bench": "measure.bench.variants",
     "cost": "measure.cost",
     "create_model": "models.create",
     "evaluate": "runs.evaluation",
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from skipvit.config.reading import list_recipes as list_recipes
     from skipvit.config.reading import load_config as load_config
     from skipvit.lab.sweep import Sweep as Sweep
-    from skipvit.measure.bench import bench as bench
+    from skipvit.measure.bench.variants import bench as bench
     from skipvit.measure.cost import cost as cost
     from skipvit.models.create import create_model as create_model
     from skipvit.models.registry import list_models as list_models

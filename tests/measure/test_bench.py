@@ -18,23 +18,21 @@ import yaml
 
 import skipvit
 from skipvit.cli import run
-from skipvit.config import config as configuration
+from skipvit.config.reading import load_config
 from skipvit.measure.bench import variants as side_by_side
 from skipvit.measure.bench.parts import RouteAlone, Routing, routing_inputs
 from skipvit.measure.bench.result import BenchResult, compared, parts_of
 from skipvit.measure.bench.turns import Worker
 from skipvit.measure.bench.variants import Variant, bench, measure, steps_of_a_turn, variants_of
-from skipvit.models.sizes import Size
-from skipvit.models.vit import ViT
-from skipvit.routing.routing import Route
+from skipvit.models.create import create_model
 from skipvit.util.errors import RunError, UsageError
 
 SOURCES = str(Path(skipvit.__file__).parents[1])
 TINY = {
     "name": "tiny",
-    "model": {"size": "tiny", "width": 16, "depth": 2, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10},
+    "model": {"name": "vit_tiny_patch16_224", "width": 16, "depth": 2, "heads": 2, "patch": 8, "image_size": 32}
+    | {"num_classes": 10},
     "routes": [{"start": 1, "end": 2, "keep_ratio": 0.5, "restore": False}],
-    "phases": {"dense_warmup_epochs": 0},
     "data": {"batch_size": 4, "train_size": 40, "workers": 2},
     "optim": {"epochs": 2, "warmup_epochs": 1},
     "ema": {"decay": 0.9},
@@ -95,7 +93,7 @@ def subject(tmp_path, monkeypatch):
 
 def timed(file, kind, **turns):
     """A variant with seconds of its turns, of two steps each."""
-    result = Variant(f"tiny {kind}", configuration.read(file), kind, jobs=tuple(turns), device="cpu", peak=2**20)
+    result = Variant(f"tiny {kind}", load_config(file), kind, jobs=tuple(turns), device="cpu", peak=2**20)
     for job, seconds in turns.items():
         order = list(range(len(seconds)))
         result.raw[job] = {"first_s": 1.0, "steps_of_a_turn": 2, "turn_s": list(seconds), "order": order}
@@ -145,18 +143,20 @@ def test_the_parts_are_the_step(file):
 
 
 def test_which_forwards_are_compared(file):
-    dense = configuration.read(file).model_copy(update={"routes": [], "name": "plain"})
-    routed = configuration.read(file)
+    dense = load_config(file, {"routes": [], "name": "plain"})
+    routed = load_config(file)
     found = variants_of([routed, dense])
     assert [v.name for v in found] == ["tiny dense", "tiny routed", "plain dense"]
     assert [v.place for v in found] == [0, 0, 1]
     assert [v.name for v in variants_of([dense, routed])] == ["plain dense", "tiny routed"]
     assert [v.name for v in variants_of([dense, dense])] == ["plain 1 dense", "plain 2 dense"]
+    small = load_config(file, {"phases": [{"epochs": 1, "image_size": 16}, {"epochs": 1, "routes": []}]})
+    assert [v.name for v in variants_of([small])] == ["tiny dense", "tiny routed", "tiny routed@16"]
 
 
 def test_a_turn_has_whole_updates_and_a_batch_of_each_thread(file, monkeypatch):
     monkeypatch.setattr(side_by_side, "TURN_S", 0.3)
-    config = configuration.read(file)
+    config = load_config(file)
     data, optim = config.data.model_copy(update={"workers": 9}), config.optim.model_copy(update={"accumulate": 4})
     config = config.model_copy(update={"data": data, "optim": optim})
     assert steps_of_a_turn("step", 0.06, config, training=True) == 8
@@ -165,7 +165,7 @@ def test_a_turn_has_whole_updates_and_a_batch_of_each_thread(file, monkeypatch):
 
 
 def test_processes_take_turns_and_rest_between_them(file, subject):
-    variants = measure(variants_of([configuration.read(file)]), rounds=8)
+    variants = measure(variants_of([load_config(file)]), rounds=8)
     lines = [line.split() for line in (subject.parent / "turns").read_text().splitlines()]
     begun, ended = (np.array([float(line[i]) for line in lines]) for i in (1, 2))
     assert (begun[1:] >= ended[:-1]).all()  # never two at once
@@ -247,13 +247,15 @@ def test_ctrl_c_ends_all(file):
 @pytest.mark.parametrize("formulation", ["gather", "matmul"])
 def test_routing_alone_changes_nothing_where_no_block_does(formulation):
     """Tokens that leave and come back are the same tokens: so are their gradients."""
-    routes = [Route(1, 2, 0.5), Route(2, 3, 0.4, "random", fuse=True)]
-    network = ViT(Size(16, 4, 2), 32, 8, 10, routes, formulation)
-    inputs = routing_inputs(network, 3, 2, ms.float32)
-    gradients = Routing(network)(*inputs)
+    fused = {"start": 2, "end": 3, "keep_ratio": 0.4, "scorer": "random", "fuse": True}
+    routes = [{"start": 1, "end": 2, "keep_ratio": 0.5}, fused]
+    sizes = {"width": 16, "depth": 4, "heads": 2, "patch": 8, "image_size": 32}
+    forward = create_model("vit_tiny_patch16_224", routes, 10, formulation, **sizes)
+    inputs = routing_inputs(forward, 3, ms.float32)
+    gradients = Routing(forward)(*inputs)
     for r in range(2):
         q, k, v, x, sensitivity = inputs[1 + 5 * r : 6 + 5 * r]
-        assert np.array_equal(RouteAlone(network.routers[r])(q, k, v, x, inputs[0]).asnumpy(), x.asnumpy())
+        assert np.array_equal(RouteAlone(forward, r)(q, k, v, x, inputs[0]).asnumpy(), x.asnumpy())
         assert np.allclose(gradients[r].asnumpy(), sensitivity.asnumpy(), atol=1e-6)
 
 
@@ -279,7 +281,7 @@ def test_the_training_command(file, tmp_path, monkeypatch, capsys):
 
 def test_the_parts_of_a_real_step(file, monkeypatch):
     monkeypatch.setattr(side_by_side, "TURN_S", 0.001)
-    routed = variants_of([configuration.read(file)])[1]
+    routed = variants_of([load_config(file)])[1]
     [alone] = measure([routed.again(batch_size=3, parts=True)], rounds=6)
     jobs = {"step", "forward", "forward_backward", "routing", "average"}
     assert alone.config.data.batch_size == 3 and set(alone.raw) == jobs
@@ -290,12 +292,19 @@ def test_the_parts_of_a_real_step(file, monkeypatch):
 
 def test_the_inference_command_refuses_what_it_cannot_tell(file, monkeypatch, capsys):
     monkeypatch.setattr(side_by_side, "TURN_S", 0.001)
-    words = [str(file), "--mode", "inference", "--batch_sizes", "1,3", "--rounds", "6", "--widest", "1e-6"]
+    words = [str(file), "--mode", "inference", "--batch_sizes", "3", "--rounds", "6", "--widest", "1e-6"]
     assert run("bench", words) == 1
     out, err = capsys.readouterr()
-    assert out.count("inference on cpu") == 2 and out.count("too noisy to say") == 2 and "\n\ninference" in out
-    assert all(re.search(rf"^tiny routed +{size} ", out, re.M) for size in (1, 3))
-    assert err.startswith("error: too noisy to say for 2 of the figures") and "--rounds" in err
+    assert out.startswith("inference on cpu, medians of 6 rounds, against tiny dense\n")
+    assert out.count("too noisy to say") == 1 and re.search(r"^tiny routed +3 ", out, re.M)
+    assert err.startswith("error: too noisy to say for 1 of the figures") and "--rounds" in err
+
+
+def test_each_batch_size_has_processes_of_its_own(file, subject):
+    result = bench([load_config(file)], 6, "inference", batch_sizes=[1, 3], widest=9)
+    sizes = [[row["batch_size"] for row in batch["variants"]] for batch in result.as_dict()["batches"]]
+    assert sizes == [[1, 1], [3, 3]] and result.table().count("inference on cpu") == 2
+    assert len((subject.parent / "turns").read_text().splitlines()) == 2 * 2 * 6
 
 
 @pytest.mark.parametrize(
@@ -308,7 +317,7 @@ def test_the_inference_command_refuses_what_it_cannot_tell(file, monkeypatch, ca
 )
 def test_what_cannot_be_measured_is_refused(file, asked, said):
     with pytest.raises(UsageError, match=said):
-        bench([configuration.read(file)], **asked)
+        bench([load_config(file)], **asked)
 
 
 @pytest.mark.parametrize(

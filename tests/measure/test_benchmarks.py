@@ -12,13 +12,14 @@ from skipvit.cli import exit_code
 from skipvit.measure.bench import variants as side_by_side
 from skipvit.measure.bench.result import BenchResult
 from skipvit.measure.bench.turns import Worker
+from skipvit.measure.cost import cost
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = {
     "name": "tiny",
-    "model": {"size": "tiny", "width": 16, "depth": 3, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10},
+    "model": {"name": "vit_tiny_patch16_224", "width": 16, "depth": 3, "heads": 2, "patch": 8, "image_size": 32}
+    | {"num_classes": 10},
     "routes": [{"start": 1, "end": 2, "keep_ratio": 0.5}],
-    "phases": {"dense_warmup_epochs": 0},
     "data": {"batch_size": 4, "train_size": 40},
     "augment": {"mixup": 0.8},
     "optim": {"epochs": 2, "warmup_epochs": 0, "lr": 0.01, "epsilon": 0.01, "clip_norm": 0.5},
@@ -109,14 +110,15 @@ def test_pytorchs_step_is_ours(file, strong, monkeypatch):
     torch = pytest.importorskip("torch", reason="needs the extra `compare`")
     from mindspore import Tensor
 
-    from skipvit.config import config as configuration
+    from skipvit.config.reading import load_config
     from skipvit.engine.build import build_network
     from skipvit.engine.synthetic import random_batch, training_step
 
-    config = configuration.read(file)
+    config = load_config(file)
     model = config.model.model_copy(update={"gelu": "tanh" if strong else "erf"})
     config = config.model_copy(update={"model": model})
-    theirs = script("pytorch_vit", monkeypatch).PyTorchStep(config.model_dump(mode="json"), strong)
+    values = script("against_pytorch", monkeypatch).comparable(config).model_dump(mode="json")
+    theirs = script("pytorch_vit", monkeypatch).PyTorchStep(values, strong)
     network = build_network(config, "cpu")
     weights = {name: parameter.asnumpy() for name, parameter in network.parameters_dict().items()}
     rng = np.random.default_rng(0)
@@ -125,9 +127,9 @@ def test_pytorchs_step_is_ours(file, strong, monkeypatch):
     )  # ours begins at 0: no gradient
     network.head.weight.set_data(Tensor(weights["head.weight"]))
     theirs.network.load_state_dict({name: torch.tensor(value) for name, value in as_theirs(weights, config).items()})
-    images, labels, noise, mix = random_batch(config, network.noise_width)
+    images, labels, noise, mix = random_batch(config, "dense")
     mixing = Tensor(np.array([0.7, 0, 0, 0, 0, 0.7], np.float32))
-    ours = training_step(config, "cpu", network, routed=False)
+    ours = training_step(config, "cpu", network, "dense")
     for _ in range(3):
         loss = ours(images, labels, noise, mixing).asnumpy()[0]
         their_loss = theirs(torch.tensor(images.asnumpy()), torch.tensor(labels.asnumpy()).long(), 0.7)
@@ -175,7 +177,7 @@ def test_curves_are_measured_once_and_drawn(tmp_path, monkeypatch, capsys):
     module.main(words)  # the noisy one again
     assert len(asked) == 5 and asked[4] == asked[0]
     module.main([*words[2:], "--curve", "model"])  # its `small` has been measured
-    assert len(asked) == 7 and {asked[5].model.size, asked[6].model.size} == {"tiny", "base"}
+    assert len(asked) == 7 and {config.model.name.split("_")[1] for config in asked[5:]} == {"tiny", "base"}
     module.main([*words[2:], "--draw"])
     assert len(asked) == 7 and (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert "network base" in capsys.readouterr().out
@@ -198,14 +200,16 @@ def test_ideals_of_the_curves(monkeypatch):
     ratios = [module.ideal_memory(module.Point(blocks=blocks)) for blocks in (3, 5, 7, 9)]
     assert ratios == sorted(ratios, reverse=True) and all(0.4 < ratio < 1 for ratio in ratios)
     configs = [point.config() for _, points in module.CURVES.values() for point in points.values()]
-    assert all(sum(span.end - span.start for span in config.spans()) in (3, 5, 7, 9) for config in configs)
+    tokens = [cost(config).forwards["routed"].tokens for config in configs]
+    bypassed = [sum(count < max(each) for count in each) for each in tokens]
+    assert set(bypassed) == {3, 5, 7, 9}
 
 
 def test_operators_of_a_profile(tmp_path, monkeypatch):
     """Two steps of four operators, as MindSpore's profiler writes them: the second step took twice as long."""
     module, folder = script("heaviest_operators", monkeypatch), tmp_path / "p" / "FRAMEWORK"
     folder.mkdir(parents=True)
-    loss = "Default/loss-TrainingLoss/network-ViT"
+    loss = "Default/loss-CrossEntropy/forward-Forward/network-ViT"
     gradient = f"Gradients/{loss}/head-Dense/Grad_MatMul/MatMul"
     names = [
         f"{loss}/fc1-Dense/MatMul-op0",
@@ -228,6 +232,6 @@ def test_operators_of_a_profile(tmp_path, monkeypatch):
         ("update", "", "Adam"),
     ]
     assert found[1][3] == "[4,2] [2,1]" and found[1][4].tolist() == [0.5, 1.0] and found[1][5].tolist() == [0.5, 1.0]
-    text = module.table(found, top=2)
+    text = module.summed_up(found, top=2)
     assert text.startswith("5 operators, 3.8 ms in all, and 3.0 ms between them")
-    assert "     2.25  60.0 %     2.25      3  backward" in text and "forward" not in text
+    assert "2.25  60.0 %    2.25      3  backward" in text and "forward" not in text

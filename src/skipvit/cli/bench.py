@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from skipvit.config import config as configuration
+from skipvit.cli.options import OneLineParser, batch_sizes, from_words
 from skipvit.measure.bench.variants import bench
 from skipvit.util.errors import UsageError
 
@@ -22,14 +22,14 @@ exit code 1: a ratio is too uncertain to be reported, or a process died
 """
 
 
-def parser() -> configuration.OneLineParser:
+def parser() -> OneLineParser:
     about = "Time training or inference of several configs side by side."
-    result = configuration.OneLineParser(prog="skipvit bench", description=about, epilog=EPILOG)
+    result = OneLineParser(prog="skipvit bench", description=about, epilog=EPILOG)
     add = result.add_argument
     add("configs", nargs="+", metavar="CONFIG", help="YAML files of runs")
     add("--mode", choices=("training", "inference"), default="training", help="whole steps, or forwards alone")
     sizes = "one after another (default: each config's own)"
-    add("--batch_sizes", type=configuration.batch_sizes, metavar="N,N,...", help=sizes)
+    add("--batch_sizes", type=batch_sizes, metavar="N,N,...", help=sizes)
     add("--parts", action="store_true", help="also forward, backward, update and routing alone (training)")
     add("--with_data", action="store_true", help="also with the config's own images (training)")
     add("--rounds", type=int, default=30, metavar="N", help="turns of each (default: 30)")
@@ -41,10 +41,10 @@ def parser() -> configuration.OneLineParser:
 
 
 def main(words: list[str]) -> None:
-    config, options = configuration.from_words(parser(), words, lambda options: options.configs[0])
+    config, options = from_words(parser(), words, lambda options: options.configs[0])
     configs = [config]
     for file in options.configs[1:]:
-        configs.append(configuration.from_words(parser(), words, lambda _, file=file: file)[0])
+        configs.append(from_words(parser(), words, lambda _, file=file: file)[0])
     if options.out and (Path(options.out).suffix != ".png" or not Path(options.out).parent.is_dir()):
         raise UsageError(f"--out: {options.out} is not a .png file in a folder that exists")
     o = options

@@ -7,8 +7,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from skipvit.engine.step import TrainStep, move_average
-from skipvit.models.vit import ViT
-from skipvit.routing.routing import Router
+from skipvit.routing.forward import Forward
 
 
 class ForwardBackward(nn.Cell):
@@ -36,26 +35,32 @@ class Averaging(nn.Cell):
 
 
 class RouteAlone(nn.Cell):
-    """All that a router does to a sequence, without the blocks: score, select, enter and leave."""
+    """All that a route does to a sequence, without the blocks: the steps of its program that score, select, restore."""
 
-    def __init__(self, router: Router):
+    def __init__(self, forward: Forward, route: int):
         super().__init__(auto_prefix=False)
-        self.router = router
+        self.whole, self.selector = forward, forward.selectors[route]
+        self.steps = tuple(step for step in forward.steps if step.route == route)
 
     def construct(self, q, k, v, x, noise):
-        ranking, weights = self.router.score(q, k, v, noise)
-        mask = self.router.mask(ranking)
-        inside = self.router.enter(x, mask, weights)
-        return self.router.leave(inside, x, mask) if self.router.restores else inside
+        before, mask, ranking, weights = x, x, x, x
+        for step in self.steps:
+            if step.kind == "score":
+                ranking, weights = self.whole.score(step, {"q": q, "k": k, "v": v}, noise)
+            elif step.kind == "select":
+                mask = self.selector.mask(ranking)
+                x = step.carrier.enter(self.selector, x, mask, weights)
+            elif step.kind == "restore":
+                x = self.whole.put_back(step, x, before, mask)
+        return x
 
 
 class Routing(nn.Cell):
-    """The routers of a network alone, forward and backward, on `routing_inputs`; returns each one's gradient by its
-    tokens."""
+    """A forward's routes alone, forward and backward, on `routing_inputs`; gives the gradient by each one's tokens."""
 
-    def __init__(self, network: ViT):
+    def __init__(self, forward: Forward):
         super().__init__(auto_prefix=False)
-        self.routes = nn.CellList([RouteAlone(router) for router in network.routers])
+        self.routes = nn.CellList([RouteAlone(forward, step.route) for step in forward.program.selections])
         self.gradient = ops.GradOperation(get_all=True, sens_param=True)
 
     def construct(self, noise, *inputs):
@@ -66,22 +71,22 @@ class Routing(nn.Cell):
         return gradients
 
 
-def routing_inputs(network: ViT, batch: int, heads: int, dtype: ms.Type) -> list[Tensor]:
-    """What `Routing` takes, random, of the shapes that the network's routers see.
+def routing_inputs(forward: Forward, batch: int, dtype: ms.Type) -> list[Tensor]:
+    """What `Routing` takes, random, of the shapes that the forward's routes see.
 
     Returns:
         noise float32 (B, noise_width), and for each route in turn q, k, v (B, heads, sequence, d) of the compute dtype,
         the tokens float32 (B, sequence, D) and the gradients from behind, float32 (B, sequence after the route, D).
     """
-    rng, width = np.random.default_rng(0), network.width
+    rng, spec = np.random.default_rng(0), forward.network.spec
 
-    def draw(*shape: int) -> np.ndarray:
-        return rng.standard_normal((batch, *shape), np.float32)
+    def draw(*shape: int, dtype: ms.Type = ms.float32) -> Tensor:
+        return Tensor(rng.standard_normal((batch, *shape), np.float32), dtype)
 
-    result = [Tensor(rng.random((batch, network.noise_width), np.float32))]
-    for span in network.spans:
-        before = 1 + span.tokens + span.extras
-        after = before if span.restore else span.sequence
-        result += [Tensor(draw(heads, before, width // heads), dtype) for _ in "qkv"]
-        result += [Tensor(draw(before, width)), Tensor(draw(after, width))]
+    result = [Tensor(rng.random((batch, forward.noise_width), np.float32))]
+    for step in forward.program.selections:
+        before = step.before.length
+        after = before if step.carrier.returns else step.after.length
+        result += [draw(spec.heads, before, spec.width // spec.heads, dtype=dtype) for _ in "qkv"]
+        result += [draw(before, spec.width), draw(after, spec.width)]
     return result

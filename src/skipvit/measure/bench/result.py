@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from skipvit.measure.bench.variants import Variant
 
-TIMES = ["", "batch", "step, s", "IQR, s", "images/s", "speed-up (95 % interval)"]
+HEAD = ["", "batch", "step, s", "IQR, s", "images/s", "speed-up (95 % interval)", "ideal", "efficiency"]
+HEAD += ["memory, MiB", "first step, s"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class BenchResult:
     def uncertain(self) -> int:
         """How many figures are None because their intervals are too wide."""
         rows = [row for batch in self.values["batches"] for row in batch["variants"]]
-        figures = [row[job].get("speedup", 1) for row in rows for job in ("step", "with_data") if job in row]
-        figures += [row["with_data"]["waiting"] for row in rows if "with_data" in row]
+        names = ("step", "speedup"), ("with_data", "speedup"), ("with_data", "waiting")
+        figures = [row[job].get(name, 1) for row in rows for job, name in names if job in row]
         return [*figures, *(part["share"] for row in rows for part in row.get("parts", {}).values())].count(None)
 
     def refuse_uncertain(self) -> None:
@@ -141,51 +142,40 @@ def _interval(name: str, value: Estimate, sure: bool) -> dict[str, Any]:
     return {name: value.median if sure else None, f"{name}_interval": [value.low, value.high]}
 
 
+def quoted(values: dict[str, Any], name: str = "speedup", scale: float = 1, unit: str = "x", digits: int = 2) -> str:
+    """E.g. `1.46 x (1.45 to 1.49)`, or `too noisy to say (1.41 to 1.58)`."""
+    low, high = (f"{scale * end:.{digits}f}" for end in values[f"{name}_interval"])
+    said = "too noisy to say" if values[name] is None else f"{scale * values[name]:.{digits}f} {unit}"
+    return f"{said} ({low} to {high})"
+
+
 def _batch_text(batch: dict, values: dict) -> str:
-    rows, baseline = batch["variants"], batch["baseline"]
-    how = f"{values['mode']} on {batch['device']}, medians of {values['rounds']} rounds, against {baseline}"
-    head = [*TIMES, "ideal", "efficiency", "memory, MiB", "first step, s"]
-    blocks = [f"{how}\n{table(map(_step_cells, rows), head, '<>>>><>>>>')}"]
+    rows, device, baseline = batch["variants"], batch["device"], batch["baseline"]
+    lines = [f"{values['mode']} on {device}, medians of {values['rounds']} rounds, against {baseline}"]
+    cells = [_cells(row, "step") for row in rows]
+    lines.append(table(cells, HEAD, "<>>>><>>>>"))
     if "with_data" in rows[0]:
-        head = [*TIMES, "waiting for data (95 % interval)"]
-        cells = [[*_times(row, "with_data"), _share_text(row["with_data"], "waiting")] for row in rows]
-        blocks.append(f"with the config's own images:\n{table(cells, head, '<>>>><<')}")
+        waits = [quoted(row["with_data"], "waiting", 100, "%", 1) for row in rows]
+        cells = [[*_cells(row, "with_data"), wait] for row, wait in zip(rows, waits)]
+        head = [*HEAD[:6], "waiting for data (95 % interval)"]
+        lines += ["", "with the config's own images:", table(cells, head, "<>>>><<")]
     if "parts" in rows[0]:
-        cells = []
-        for row in rows:
-            for name, part in row["parts"].items():
-                milliseconds = "" if part["share"] is None else f"{1000 * part['median_s']:.2f}"
-                cells.append([row["name"], name, milliseconds, _share_text(part, "share")])
-        blocks.append(table(cells, ["parts of the step", "", "ms", "share (95 % interval)"], "<<><"))
+        parts = [(row["name"], name, part) for row in rows for name, part in row["parts"].items()]
+        milliseconds = ["" if part["share"] is None else f"{1000 * part['median_s']:.2f}" for *_, part in parts]
+        cells = [(*p[:2], ms, quoted(p[2], "share", 100, "%", 1)) for p, ms in zip(parts, milliseconds)]
+        lines += ["", table(cells, ["parts of the step", "", "ms", "share (95 % interval)"], "<<><")]
     for row in rows:
         if row["skipped_updates"]:
-            blocks.append(f"{row['name']}: {row['skipped_updates']} updates were skipped (overflow); they are shorter")
-    return "\n\n".join(blocks)
+            lines.append(f"{row['name']}: {row['skipped_updates']} updates were skipped (overflow): shorter steps")
+    return "\n".join(lines)
 
 
-def _step_cells(row: dict) -> list[str]:
-    gained, memory = row["step"].get("efficiency"), f"{row['peak_memory_bytes'] / 2**20:.0f}"
-    if "speedup" in row["step"]:
-        memory += f" ({row['memory_ratio']:.2f} x)"
-    share, first = "" if gained is None else f"{100 * gained:.0f} %", row["raw"]["step"]["first_s"]
-    return [*_times(row, "step"), f"{row['ideal_speedup']:.3f} x", share, memory, f"{first:.1f}"]
-
-
-def _times(row: dict, job: str) -> list[str]:
-    times = row[job]
-    said = speedup_text(times) if "speedup" in times else "baseline"
-    numbers = f"{times['median_s']:.4f}", f"{times['iqr_s']:.4f}", f"{times['images_per_s']:.1f}"
-    return [row["name"], row["batch_size"], *numbers, said]
-
-
-def speedup_text(times: dict[str, Any]) -> str:
-    """E.g. `1.46 x (1.45 to 1.49)`, of `step` or `with_data`."""
-    low, high = times["speedup_interval"]
-    said = "too noisy to say" if times["speedup"] is None else f"{times['speedup']:.2f} x"
-    return f"{said} ({low:.2f} to {high:.2f})"
-
-
-def _share_text(values: dict[str, Any], name: str) -> str:
-    low, high = (100 * end for end in values[f"{name}_interval"])
-    said = "too noisy to say" if values[name] is None else f"{100 * values[name]:.1f} %"
-    return f"{said} ({low:.1f} to {high:.1f} %)"
+def _cells(row: dict, job: str) -> list[str]:
+    times, gained = row[job], row[job].get("efficiency")
+    seconds = f"{times['median_s']:.4f}", f"{times['iqr_s']:.4f}", f"{times['images_per_s']:.1f}"
+    cells = [row["name"], row["batch_size"], *seconds, quoted(times) if "speedup" in times else "baseline"]
+    if job == "with_data":
+        return cells
+    memory = f"{row['peak_memory_bytes'] / 2**20:.0f} ({row['memory_ratio']:.2f} x)"
+    first = f"{row['raw']['step']['first_s']:.1f}"
+    return [*cells, f"{row['ideal_speedup']:.3f} x", "" if gained is None else f"{100 * gained:.0f} %", memory, first]

@@ -24,7 +24,7 @@ WARM_UP_STEPS = 2  # after the first one, which compiles
 
 
 class Timed(ABC):
-    """What a process does in its turns (`serve`): jobs by name, each a function that runs a step.
+    """Jobs by name, each a function that runs a step.
 
     A subclass has a method `_NAME` for each job, which builds that function, and `wait`.
     """
@@ -42,7 +42,7 @@ class Timed(ABC):
         self.forget_peak()
         for _ in range(self.warm_up):
             last = self.turn(job, 1)
-        return first, last, self.peak() - self.base
+        return first, last, self.memory(peak=True) - self.base
 
     def turn(self, job: str, steps: int) -> float:
         """Seconds of so many steps, with a wait for the device after the last one only, as in training."""
@@ -57,22 +57,15 @@ class Timed(ABC):
     def wait(self, result: Any) -> None:
         """Return when a step's result is there."""
 
-    def memory(self) -> int:
-        """Bytes in use: here those of the process (resident)."""
-        return _of_process("VmRSS")
-
-    def peak(self) -> int:
-        """The most bytes in use since `forget_peak`."""
-        return _of_process("VmHWM")
+    def memory(self, peak: bool = False) -> int:
+        """Bytes in use, or the most since `forget_peak`: here those of the process, resident."""
+        name = "VmHWM:" if peak else "VmRSS:"
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
 
     def forget_peak(self) -> None:
         with suppress(OSError):  # where it is not allowed, the peak may be that of compiling
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): VmHWM becomes VmRSS
-
-
-def _of_process(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
 
 
 def serve(subject: object, words: list[str]) -> None:
@@ -81,23 +74,17 @@ def serve(subject: object, words: list[str]) -> None:
     Args:
         words: the number of the pipe's file and the parent's process.
     """
-    end_with(int(words[1]))
-    connection = Connection(int(words[0]))
-    connection.send(None)
-    while True:
-        try:
-            method, arguments = connection.recv()
-        except EOFError:
-            return
-        connection.send(_attempt(subject, method, arguments))
-
-
-def end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however that ends; a stopped process would not notice."""
+    # The kernel kills this process when its parent ends, however that ends; a stopped process would not notice.
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
+    if os.getppid() != int(words[1]):
         sys.exit(1)
+    connection = Connection(int(words[0]))
+    connection.send(None)
+    with suppress(EOFError):
+        while True:
+            method, arguments = connection.recv()
+            connection.send(_attempt(subject, method, arguments))
 
 
 def _attempt(subject: object, method: str, arguments: tuple) -> Any:

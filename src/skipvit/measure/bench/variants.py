@@ -18,7 +18,8 @@ from skipvit.config.config import Config
 from skipvit.measure.bench.result import BenchResult, compared
 from skipvit.measure.bench.timing import FEWEST_ROUNDS
 from skipvit.measure.bench.turns import Worker
-from skipvit.measure.macs import forward_macs
+from skipvit.models.arithmetic import forward_macs
+from skipvit.routing.program import Program
 from skipvit.util.cores import cores
 from skipvit.util.errors import UsageError
 
@@ -106,19 +107,22 @@ class Variant:
     skipped: int = 0
     raw: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def program(self) -> Program:
+        return self.config.program(self.forward)
+
     def again(self, batch_size: int | None = None, parts: bool = False) -> Variant:
         """The same, not measured yet, with another batch size or the parts of its step."""
         data = self.config.data.model_copy(update={"batch_size": batch_size} if batch_size else {})
         jobs = self.jobs
         if parts:
-            known = {"routing": self.forward != "dense", "average": self.config.ema.decay > 0}
+            known = {"routing": self.program.selections, "average": self.config.ema.decay}
             jobs = ("step", "forward", "forward_backward", *(job for job, there in known.items() if there))
         return replace(self, config=self.config.model_copy(update={"data": data}), jobs=jobs, raw={})
 
     def macs(self) -> int:
         """Multiply-accumulates of an image's forward."""
-        model, spans = self.config.model, self.config.spans() if self.forward == "routed" else ()
-        return forward_macs(model.shape(), model.patch, model.tokens, model.num_classes, spans)
+        return forward_macs(self.config.model.spec(), self.program)
 
     def step_s(self, job: str) -> np.ndarray:
         """Seconds of a step in each round."""
@@ -133,10 +137,10 @@ def variants_of(configs: Sequence[Config], with_data: bool = False) -> list[Vari
         names = [f"{name} {i}" for i, name in enumerate(names, 1)]
     chosen = [(0, "dense")]
     for i, config in enumerate(configs):
-        others = ["routed"] if config.routes else ["dense"]
-        chosen += [(i, forward) for forward in others if (i, forward) != chosen[0]]
+        others = [name for name in config.forwards() if name != "dense"] or ["dense"]
+        chosen += [(i, name) for name in others if (i, name) != chosen[0]]
     jobs = ("step", "with_data") if with_data else ("step",)
-    return [Variant(f"{names[i]} {forward}", configs[i], forward, i, jobs) for i, forward in chosen]
+    return [Variant(f"{names[i]} {name}", configs[i], name, i, jobs) for i, name in chosen]
 
 
 def measure(variants: list[Variant], rounds: int, mode: Mode = "training") -> list[Variant]:
