@@ -7,17 +7,25 @@ from pathlib import Path
 
 from skipvit.config.config import Config
 from skipvit.data.open import batches_of, open_source
-from skipvit.engine import checkpoint, devices
+from skipvit.engine import checkpoint, devices, metrics
 from skipvit.engine.build import build_forward, build_network
-from skipvit.engine.metrics import Accuracy, Scores, evaluate
+from skipvit.engine.metrics import Accuracy, Scores
 from skipvit.runs.run import Run
 
 
-def evaluate_run(
+def evaluate(
     run: Run | str | Path, which: str | Path = "last", forwards: Iterable[str] | None = None
 ) -> dict[str, Scores]:
-    """Accuracies of a run's forwards, by name, and with `_ema` behind it of the averaged weights; arguments as of
-    `evaluate_checkpoint`, `which` as of `Run.checkpoint`."""
+    """Accuracies of a run's forwards over its validation images, by name; with `_ema` behind it the averaged weights'.
+
+    Args:
+        run: a run, or its folder.
+        which: checkpoint: `last`, `best` or a file, see `Run.checkpoint`.
+        forwards: names; None: those that the configuration reports.
+
+    Raises:
+        UsageError, RunError: no images, no such checkpoint, one that is damaged or of another network.
+    """
     run = run if isinstance(run, Run) else Run(run)
     return evaluate_checkpoint(run.config, run.checkpoint(which), forwards, run.classes)
 
@@ -47,5 +55,5 @@ def evaluate_checkpoint(
         for name, step in steps.items():
             model = config.model.model_copy(update={"image_size": known[name].image_size})
             batches = batches_of(config.model_copy(update={"model": model}), source, width, False, shard)()
-            result[name + suffix] = evaluate(step, batches, shard, f"evaluating {name}{suffix}")
+            result[name + suffix] = metrics.evaluate(step, batches, shard, f"evaluating {name}{suffix}")
     return result
