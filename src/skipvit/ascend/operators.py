@@ -25,7 +25,7 @@ Tensor = tuple[str, tuple[int, ...]]  # dtype, shape
 
 @dataclass(frozen=True)
 class Value:
-    """What an operator takes or gives: its tensors (a tuple's, in order), and its number if it is a constant integer."""
+    """What an operator takes or gives: its tensors (a tuple's, in order), its number if it is a constant integer."""
 
     tensors: tuple[Tensor, ...] = ()
     number: int | None = None

@@ -37,8 +37,8 @@ def devices_of(path: Path, server: int, servers: int, count: int) -> list[Device
         found = [[Device(int(d["device_id"]), int(d["rank_id"])) for d in s["device"]] for s in table["server_list"]]
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(
-            f"{path}: not a rank table of version 1.0 ({type(error).__name__}: {error}); it has server_list, and each server a list "
-            f"of device with device_id and rank_id"
+            f"{path}: not a rank table of version 1.0 ({type(error).__name__}: {error}); it has server_list, and each "
+            f"server a list of device with device_id and rank_id"
         ) from None
     if len(found) != servers:
         raise UsageError(

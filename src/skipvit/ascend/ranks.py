@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from skipvit.util.processes import SAVED, signal_name
+from skipvit.util.processes import SAVED, kill_group, signal_name
 
 LOOK_EVERY_S = 0.2
 OTHERS_END_WITHIN_S = 10  # after one process failed: the others wait for it in an exchange, or fail for the same reason
@@ -46,10 +45,7 @@ class Member:
 
     def kill(self) -> None:
         """Kill it and what it started."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass  # all of it has ended
+        kill_group(self.process.pid)
 
 
 @dataclass(frozen=True)

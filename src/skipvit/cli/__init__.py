@@ -35,7 +35,7 @@ COMMANDS = {
     "audit": ("skipvit.cli.audit", "operators that an Ascend 910A would run slowly or not at all; needs no device"),
     "importance": ("skipvit.insight.importance", "measure what a trained network keeps: objects, deletion, stability"),
     "convert": ("skipvit.cli.convert", "timm weights (.safetensors) to a checkpoint, and back"),
-    "doctor": ("skipvit.ascend.doctor", "check this machine: versions, devices, data, a training step"),
+    "doctor": ("skipvit.cli.doctor", "check this machine: versions, devices, data, a training step"),
 }
 
 

@@ -103,6 +103,14 @@ def end_with_pipe(reader: int) -> None:
         os._exit(1)
 
 
+def kill_group(number: int) -> None:
+    """Kill a child that leads a group of its own (`start_new_session`), and what it started."""
+    try:
+        os.killpg(number, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # all of it has ended
+
+
 def signal_name(number: int) -> str:
     """E.g. SIGKILL."""
     return next((known.name for known in signal.Signals if known == number), f"signal {number}")
