@@ -1,4 +1,4 @@
-"""Reading an exported graph, against graphs whose operators are known and shapes that NumPy gives; the table; seeded mistakes."""
+"""Reading an exported graph, against known operators and shapes that NumPy gives; the table; seeded mistakes."""
 
 from collections import Counter
 

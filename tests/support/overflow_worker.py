@@ -14,13 +14,14 @@ os.environ.setdefault("GLOG_v", "4")
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from skipvit.engine import distributed
+from skipvit.config.config import Config
+from skipvit.engine import devices
+from skipvit.engine.build import build_forward, build_loss, build_network
 from skipvit.engine.optim import AdamW
 from skipvit.engine.state import TrainingState
-from skipvit.engine.step import TrainingLoss, TrainStep
-from skipvit.models.sizes import Size
-from skipvit.models.vit import ViT
-from skipvit.routing.routing import Route
+from skipvit.engine.step import TrainStep
+
+MODEL = {"width": 16, "depth": 3, "heads": 2, "patch": 4, "image_size": 16, "num_classes": 10}
 
 
 class Factor(nn.Cell):
@@ -37,17 +38,18 @@ class Factor(nn.Cell):
 
 def main() -> None:
     folder, steps, at = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    _, shard = distributed.start("cpu")
-    np.random.seed(0)
-    network = ViT(Size(16, 3, 2), 16, 4, 10, [Route(1, 2, 0.5)])
+    _, shard = devices.start("cpu")
+    config = Config.model_validate({"model": MODEL, "routes": [{"start": 1, "end": 2, "keep_ratio": 0.5}]})
+    network = build_network(config, "cpu")
+    loss = Factor(build_loss(config, build_forward(config, "cpu", network, "routed"), False, 16))
     optimizer = AdamW(network.trainable_params(), np.full(steps, 1e-3), 0.9, 0.999, 1e-3, 0.05)
     state = TrainingState(optimizer.parameters, ema_decay=0.9, loss_scale=1024.0)
-    average = distributed.gradient_average(optimizer.parameters, shard)
-    step = TrainStep(Factor(TrainingLoss(network, True, 0.1)), optimizer, state, 1.0, average, shard.world_size)
+    average = devices.gradient_average(optimizer.parameters, shard)
+    step = TrainStep(loss, optimizer, state, 1.0, average, shard.world_size)
     rng = np.random.default_rng(shard.rank)  # every rank has images of its own
     reports = []
     for number in range(steps):
-        noise = np.ones((4, max(1, network.noise_width)), np.float32)
+        noise = np.ones((4, max(1, config.noise_width())), np.float32)
         if shard.rank == 1 and number == at:
             noise[0, 0] = np.inf
         images = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
