@@ -180,7 +180,7 @@ def test_train_names_a_bad_image_and_a_wrong_number_of_classes(trained, folder_o
     assert run("train", [*words, "--model.num_classes", "7"]) == 1
     assert "model.num_classes: 7, but" in one_line(capsys)
     (folder_of_images / "train" / "class3" / "1.jpg").write_text("not an image")
-    assert run("train", [*words, "--routes", "[]", "--optim.epochs", "1", "--data.broken_share", "0"]) == 1
+    assert run("train", [*words, "--routes", "[]", "--phases", "[]", "--data.broken_share", "0"]) == 1
     assert "class3/1.jpg: not an image that can be decoded" in one_line(capsys)
 
 
