@@ -23,7 +23,7 @@ from skipvit.cli.options import OneLineParser, from_words
 from skipvit.config.config import Config
 from skipvit.measure.bench.result import BenchResult, compared
 from skipvit.measure.bench.turns import Worker
-from skipvit.measure.bench.variants import Variant, check, how, measure, prepare, variants_of
+from skipvit.measure.bench.variants import Variant, begun, measure, prepare, variants_of
 from skipvit.util.errors import UsageError
 from skipvit.util.text import table
 
@@ -52,7 +52,7 @@ def parser() -> OneLineParser:
 
 def main(words: list[str]) -> None:
     config, options = from_words(parser(), words)
-    check(options.rounds, options.widest)
+    values = begun("training", options.rounds, options.widest)
     config = comparable(config)
     kinds = list(KINDS) if options.pytorch == "both" else [options.pytorch]
     theirs = [pytorch(config, kind, options.torch_python) for kind in kinds]
@@ -60,11 +60,12 @@ def main(words: list[str]) -> None:
     if options.operators:
         print("\n\n".join(map(operators, theirs)))
         return
-    values = how("training", options.rounds, options.widest) | {"versions": versions}
     ours = variants_of([config])
     variants = measure(theirs + ours, options.rounds)
     # Against PyTorch, and ours among themselves: there the ideal means something.
-    result = BenchResult(values | {"batches": [compared(each, [], options.widest) for each in (variants, ours)]})
+    result = BenchResult(
+        values | {"versions": versions, "batches": [compared(each, [], options.widest) for each in (variants, ours)]}
+    )
     if options.json:
         print(json.dumps(result.as_dict(), allow_nan=False))
     else:

@@ -27,7 +27,7 @@ from skipvit.cli.options import OneLineParser
 from skipvit.config.config import Config
 from skipvit.config.reading import load_config
 from skipvit.measure.bench.result import quoted
-from skipvit.measure.bench.variants import bench, check
+from skipvit.measure.bench.variants import begun, bench
 from skipvit.measure.cost import cost
 from skipvit.util.errors import UsageError
 from skipvit.util.files import write_whole
@@ -87,7 +87,7 @@ def main(words: list[str]) -> None:
         "--out", type=Path, default=DOCS / "curves.png", metavar="FILE", help="default: docs/curves.png"
     )
     options = parser.parse_args(words)
-    check(options.rounds, WIDEST)
+    begun("training", options.rounds, WIDEST)  # refused now rather than after the first point
     if options.out.suffix != ".png" or not options.out.parent.is_dir():
         raise UsageError(f"--out: {options.out} is not a .png file in a folder that exists")
     results = measured_before(options.results)

@@ -115,6 +115,8 @@ def test_a_speedup_with_its_ideal(file):
     assert routed["step"]["speedup"] == pytest.approx(1.25)
     assert routed["ideal_speedup"] == dense["macs"] / routed["macs"] > 1.2
     assert routed["step"]["efficiency"] == pytest.approx(0.25 / (routed["ideal_speedup"] - 1))
+    twice = described([timed(file, "dense", step=1.5 * load), timed(file, "dense", step=1.2 * load)], 0.05)
+    assert twice.as_dict()["batches"][0]["variants"][1]["step"]["efficiency"] is None  # there is no gain to have
     assert "1.25 x (1.25 to 1.25)" in result.table() and not result.uncertain()
 
 

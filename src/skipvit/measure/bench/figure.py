@@ -1,4 +1,4 @@
-"""An image of what was measured: speed-ups beside what the multiply-accumulates allow, and memory."""
+"""An image of what was measured."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from matplotlib.figure import Figure
 
 
 def speed_figure(values: dict[str, Any]) -> Figure:
-    """Bars of each variant's speed-up with its 95 % interval, its ideal, and its peak memory; a row a batch size.
-
-    Args:
-        values: of a `result.BenchResult`.
-    """
+    """Of a `BenchResult`: each variant's speed-up with its 95 % interval, its ideal, its memory; a row a batch size."""
     batches = values["batches"]
     most = max(len(batch["variants"]) for batch in batches)
     figure = Figure(figsize=(11, (1.2 + 0.5 * most) * len(batches)), layout="constrained")

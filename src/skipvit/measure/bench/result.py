@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skipvit.measure.bench.timing import Estimate, efficiency, estimate, speedup
+from skipvit.measure.bench.timing import Estimate, estimate
 from skipvit.util.errors import RunError
 from skipvit.util.text import table
 
@@ -106,6 +106,8 @@ def _row(variant: Variant, baseline: Variant, widest: float) -> dict[str, Any]:
         seconds = variant.step_s("with_data")
         waiting = _share("waiting", seconds - variant.step_s("step"), seconds, widest)
         row["with_data"] = waiting | _throughput(variant, baseline, "with_data", widest)
+    if row["step"].get("speedup") and row["ideal_speedup"] > 1.001 and variant.words == baseline.words:
+        row["step"]["efficiency"] = (row["step"]["speedup"] - 1) / (row["ideal_speedup"] - 1)
     return row | {"raw": variant.raw}
 
 
@@ -113,12 +115,12 @@ def _throughput(variant: Variant, baseline: Variant, job: str, widest: float) ->
     seconds, batch = variant.step_s(job), variant.config.data.batch_size
     low, median, high = np.percentile(seconds, (25, 50, 75)).tolist()
     result = {"median_s": median, "iqr_s": high - low, "images_per_s": batch / median}
-    if variant is not baseline:
-        ratio = speedup(baseline.step_s(job) / baseline.config.data.batch_size, seconds / batch)
-        sure, same_code = ratio.within(widest), variant.words == baseline.words
-        ideal = baseline.macs() / variant.macs() if job == "step" and same_code and sure else 1
-        result |= _interval("speedup", ratio, sure) | {"efficiency": efficiency(ratio.median, ideal)}
-    return result
+    if variant is baseline:
+        return result
+    # Within each round, so that what disturbs a round disturbs both.
+    ratio = estimate(baseline.step_s(job) / baseline.config.data.batch_size / (seconds / batch))
+    sure = ratio.high - ratio.low <= widest * ratio.median
+    return result | _interval("speedup", ratio, sure) | {"efficiency": None}
 
 
 def parts_of(variant: Variant) -> dict[str, np.ndarray]:

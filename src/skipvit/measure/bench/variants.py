@@ -53,11 +53,10 @@ def bench(
         UsageError: what cannot be measured.
         RunError: a process died, or failed on its data or machine.
     """
-    check(rounds, widest)
+    values = begun(mode, rounds, widest)
     for name, asked in (("parts", parts), ("with_data", with_data)):
         if asked and mode == "inference":
             raise UsageError(f"{name}: only training is measured like that; leave it out or use mode training")
-    values: dict[str, Any] = how(mode, rounds, widest) | {"batches": []}
     for size in batch_sizes or [None]:
         variants = [variant.again(batch_size=size) for variant in variants_of(configs, with_data)]
         measure(variants, rounds, mode)
@@ -67,18 +66,14 @@ def bench(
     return BenchResult(values)
 
 
-def check(rounds: int, widest: float) -> None:
-    """Raises UsageError for what can be refused before anything is started."""
+def begun(mode: Mode, rounds: int, widest: float) -> dict[str, Any]:
+    """What a `BenchResult` says before anything is measured. Raises UsageError if it cannot be measured like that."""
     if rounds < FEWEST_ROUNDS:
         raise UsageError(f"rounds: {rounds} rounds have no 95 % interval; use {FEWEST_ROUNDS} or more")
     if not 0 < widest < math.inf:
         raise UsageError(f"widest: {widest:g} is not a share above 0; 0.05 allows 1.45 to 1.52")
-
-
-def how(mode: Mode, rounds: int, widest: float) -> dict[str, Any]:
-    """What a `BenchResult` says first: how it is measured, and how busy the machine is before."""
     machine = {"cores": cores(), "load_before": os.getloadavg()[0]}
-    return {"mode": mode, "rounds": rounds, "widest": widest} | machine
+    return {"mode": mode, "rounds": rounds, "widest": widest} | machine | {"batches": []}
 
 
 @dataclass
