@@ -148,10 +148,20 @@ def test_text_json_and_image(tmp_path, capsys):
     assert drawn == {"dense": [17] * 5, "routed": [17, 10, 5, 5, 17]}
 
 
-@pytest.mark.parametrize("name", list_recipes())
-def test_every_recipe_has_a_cost(name):
-    found = cost(load_config(name))
-    assert found.parameters > 0 and all(forward.macs > 0 for forward in found.forwards.values())
+def test_the_model_zoo_has_the_costs_of_the_recipes():
+    """Every recipe with routes has a line, with its parameters, resolution and ideal gain."""
+    page = (Path(__file__).parents[2] / "docs/model_zoo.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.count("|") == 15]
+    head, _, *rows = rows
+    rows = {row[head.index("recipe")].strip("`"): row for row in rows}
+    recipes = {Path(name).stem: load_config(name) for name in list_recipes()}
+    assert set(rows) == {name for name, config in recipes.items() if config.routes}
+    for name, row in rows.items():
+        found = cost(recipes[name])
+        said = dict(zip(head, row))
+        assert said["params, M"] == f"{found.parameters / 1e6:.2f}", name
+        assert said["resolution"] == str(found.forwards["dense"].image_size), name
+        assert said["ideal gain"] == f"{found.gain:.2f} ×", name
 
 
 @pytest.mark.parametrize(
