@@ -16,13 +16,10 @@ COMMANDS = {
     "eval": ("skipvit.cli.eval", "top-1 and top-5 of a trained network, forward by forward"),
     "launch": ("skipvit.cli.launch", "train or evaluate on several devices, as run_distributed.sh"),
     "predict": (
-        "skipvit.insight.predict",
+        "skipvit.cli.predict",
         "the most probable classes of images, and a sheet of what the network looked at",
     ),
-    "export": (
-        "skipvit.weights.export",
-        "a trained network as MindIR, ONNX or timm weights, checked, with a model card",
-    ),
+    "export": ("skipvit.cli.export", "a trained network as MindIR, ONNX or timm weights, checked, with a model card"),
     "mindrecord": ("skipvit.cli.mindrecord", "image folders to MindRecord files"),
     "sweep": ("skipvit.lab.sweep", "train all runs of a plan: methods x grids x seeds, resumable"),
     "report": ("skipvit.lab.report", "what a sweep showed: one HTML page, Markdown, figures"),
@@ -33,7 +30,7 @@ COMMANDS = {
         "parameters, multiply-accumulates, memory and ideal gain of a config, by arithmetic",
     ),
     "audit": ("skipvit.cli.audit", "operators that an Ascend 910A would run slowly or not at all; needs no device"),
-    "importance": ("skipvit.insight.importance", "measure what a trained network keeps: objects, deletion, stability"),
+    "importance": ("skipvit.cli.importance", "measure what a trained network keeps: objects, deletion, stability"),
     "convert": ("skipvit.cli.convert", "timm weights (.safetensors) to a checkpoint, and back"),
     "doctor": ("skipvit.cli.doctor", "check this machine: versions, devices, data, a training step"),
 }

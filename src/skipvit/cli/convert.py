@@ -17,8 +17,8 @@ EPILOG = """\
 example:
   skipvit convert deit_small.safetensors deit_small.ckpt
 
-timm's ViTs are trained with the exact (erf) GELU: run their weights with --model.gelu erf. Two more things are not part of
-the weights: the number of heads (in timm and DeiT a head is 64 wide), and the normalisation of images (ours is
+timm's ViTs are trained with the exact (erf) GELU: run their weights with --model.gelu erf. Two more things are not part
+of the weights: the number of heads (in timm and DeiT a head is 64 wide), and the normalisation of images (ours is
 ImageNet's mean and deviation, as in DeiT; timm's augreg weights were trained with 0.5 and 0.5)."""
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from skipvit.cli.options import OneLineParser, from_words
+from skipvit.cli.trained import add_weights, checkpoint_of, config_of, run_of
 from skipvit.config.config import Config
 from skipvit.util.errors import UsageError
 from skipvit.util.text import table
@@ -27,19 +28,13 @@ def parser() -> OneLineParser:
     return result
 
 
-def add_weights(parser: OneLineParser) -> None:
-    """What commands take to name weights."""
-    parser.add_argument("--config", metavar="FILE", help="YAML file, instead of the run's")
-    parser.add_argument("--weights", metavar="WHICH", help="last, best or a checkpoint's file (default: last)")
-
-
 def main(words: list[str]) -> None:
     config, options = from_words(parser(), words, config_of)
     path = checkpoint_of(options)
     from skipvit.engine.devices import rank
     from skipvit.runs.evaluation import evaluate_checkpoint
 
-    scores = evaluate_checkpoint(config, path, classes=classes_of(options))
+    scores = evaluate_checkpoint(config, path, classes=classes_of(options, path))
     if rank() == 0:
         result = {"checkpoint": str(path), "trained": config.trained()}
         result |= {name: found.as_dict() for name, found in scores.items()}
@@ -54,38 +49,14 @@ def check(words: list[str]) -> Config:
     path = checkpoint_of(options)
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint")
-    open_source(config, "val", classes=classes_of(options))
+    open_source(config, "val", classes=classes_of(options, path))
     return config
 
 
-def config_of(options: argparse.Namespace) -> str:
-    """The configuration to read when a run folder is named."""
-    if options.config:
-        return options.config
-    if not options.run:
-        raise UsageError("name a run folder, or --config and --weights (see --help)")
-    if not (Path(options.run) / "config.yaml").is_file():
-        raise UsageError(f"{options.run}: not a run folder, it has no config.yaml")
-    return str(Path(options.run) / "config.yaml")
-
-
-def checkpoint_of(options: argparse.Namespace) -> Path:
-    """The checkpoint that is named. Raises UsageError if there is none."""
-    from skipvit.runs.run import Run
-
-    which = options.weights or "last"
-    if which not in ("last", "best"):
-        return Path(which)
-    if not options.run:
-        raise UsageError("--config needs --weights FILE, or name a run folder (see --help)")
-    return Run(options.run).checkpoint(which)
-
-
-def classes_of(options: argparse.Namespace) -> tuple[str, ...] | None:
-    """Names of the network's classes, if a run is named that has noted them."""
-    from skipvit.runs.run import Run
-
-    return Run(options.run).classes if options.run else None
+def classes_of(options: argparse.Namespace, path: Path) -> tuple[str, ...] | None:
+    """Names of the network's classes, if the checkpoint's run is known and has noted them."""
+    run = run_of(options, path)
+    return run.classes if run else None
 
 
 def as_text(result: dict) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+
+from skipvit.util.text import for_figure
 
 MOST_ROUTES = 3  # columns of routes in a figure; more would be too small to read
 
@@ -63,7 +66,7 @@ def kept_figure(images: np.ndarray, kept: list[np.ndarray], captions: list[str],
 def prediction_figure(
     images: np.ndarray,
     kept: list[np.ndarray],
-    attention: np.ndarray,
+    attention: np.ndarray | None,
     captions: list[tuple[str, str]],
     grid: int,
     title: str,
@@ -71,13 +74,20 @@ def prediction_figure(
     """As `kept_figure`, with what [CLS] attends to beside, a caption above and one below each, and a title.
 
     Args:
-        attention: float (n, grid * grid).
+        attention: float (n, grid * grid), or None.
     """
-    views = [
-        [image, *_dimmed(image, kept, i, grid), attention_heat(image, attention[i], grid)]
-        for i, image in enumerate(images)
-    ]
+    views = [[image, *_dimmed(image, kept, i, grid)] for i, image in enumerate(images)]
+    if attention is not None:
+        for i, view in enumerate(views):
+            view.append(attention_heat(images[i], attention[i], grid))
     return _figure(views, captions, title)
+
+
+def drawable(text: str) -> str:
+    """Lines of text for a figure: no formulas, no control characters, and escapes for what its font has no glyph of."""
+    glyphs = get_font(findfont(FontProperties()))
+    lines = [for_figure(line) for line in text.split("\n")]
+    return "\n".join("".join(c if glyphs.get_char_index(ord(c)) else ascii(c)[1:-1] for c in line) for line in lines)
 
 
 def _dimmed(image: np.ndarray, kept: list[np.ndarray], i: int, grid: int) -> list[np.ndarray]:
@@ -89,15 +99,16 @@ def _figure(views: list[list[np.ndarray]], captions: list[tuple[str, str]], titl
     width = len(views[0])
     columns = min(4, len(views)) if width < 4 else min(2, len(views))
     rows = -(-len(views) // columns)
-    below = 0.3 * any(text for _, text in captions)
-    figure = Figure(figsize=(1.35 * columns * width, (1.5 + below) * rows + 0.3 * bool(title)), layout="constrained")
+    below = 0.3 if any(text for _, text in captions) else 0.0
+    height = (1.5 + below) * rows + (0.3 if title else 0.0)
+    figure = Figure(figsize=(1.35 * columns * width, height), layout="constrained")
     if title:
         figure.suptitle(title, fontsize=8)
     panels = figure.subfigures(rows, columns, wspace=0.05, hspace=0.02, squeeze=False).flat
     for panel, group, (above, under) in zip(panels, views, captions):
-        panel.suptitle(above, fontsize=8)
+        panel.suptitle(drawable(above), fontsize=8)
         if under:
-            panel.supxlabel(under, fontsize=8)
+            panel.supxlabel(drawable(under), fontsize=8)
         for axis, view in zip(panel.subplots(1, width, squeeze=False)[0], group):
             axis.imshow(view, interpolation="nearest")
             axis.axis("off")

@@ -13,7 +13,7 @@ MOST_IMAGES = 8
 
 
 def figure_of_measures(result: dict) -> Figure:
-    """Deletion and insertion curves of the scorers, what each keeps of object and background, and all of it by block."""
+    """Deletion and insertion curves of the scorers, what each keeps of object and background, and all by block."""
     figure = Figure(figsize=(12, 7), layout="constrained")
     deletion, insertion, kept, blocks = figure.subplots(2, 2).flat
     for axis, name in ((deletion, "deletion"), (insertion, "insertion")):

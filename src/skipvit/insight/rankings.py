@@ -1,191 +1,167 @@
-"""What `skipvit importance` measures on a network: its scorers, its blocks and its routes, by `analysis.importance`."""
+"""What `importance` measures on a network: its scorers, its blocks and its routes, by `insight.measures`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from scipy.special import softmax
 from tqdm import tqdm
 
-from skipvit.config.config import Config
 from skipvit.engine import checkpoint
-from skipvit.insight import measures as measures
-from skipvit.models.vit import Activations, ViT
-from skipvit.routing.routing import Route, Router, resolve
-from skipvit.routing.scorers import cls_row
+from skipvit.insight import measures
+from skipvit.routing.forward import Forward
+from skipvit.routing.program import Probe, kept_positions
+from skipvit.routing.spec import Span, resolve
+from skipvit.runs.trained import Trained
+from skipvit.util.log import log
 
 POINTS = 17  # of deletion and insertion curves
 
-Values = dict[str, np.ndarray]  # by name: float (n, tokens), of every image and patch
+Values = dict[str, np.ndarray]  # by name: float (n, patches), of every image and patch
 
 
-class Rankings(nn.Cell):
-    """Of a dense forward: how scorers rank the patches by the attention of one block, and the attention of [CLS] in every block.
+class Looks:
+    """A forward run over any number of images; every image gets new noise each time."""
 
-    Its construct gives float32 (B, tokens) for each of `names`: the scorers', then `block 0`, `block 1`, ...
+    def __init__(self, forward: Forward, batch: int):
+        self.forward, self.batch, self.rng = forward, batch, np.random.default_rng(0)
 
-    Args:
-        site: the block whose q, k and v the scorers read.
-        keep_ratio: of the route, since a grid depends on it.
-    """
-
-    def __init__(self, network: ViT, scorers: list[str], site: int, keep_ratio: float):
-        super().__init__(auto_prefix=False)
-        self.network, self.site = network, site
-        routes = [Route(site, network.depth, keep_ratio, scorer, restore=False, at="mlp") for scorer in scorers]
-        spans = [resolve([route], network.depth, network.tokens)[0] for route in routes]
-        self.routers = nn.CellList([Router(span, "gather", 2 * network.depth) for span in spans])
-        self.noise_width = 2 * network.depth + max(router.noise_columns for router in self.routers)
-        self.names = (*scorers, *(f"block {b}" for b in range(network.depth)))
-
-    def construct(self, images, noise):
-        x, scored, rows = self.network.embed(images), (), ()
-        for b in range(self.network.depth):
-            x, q, k, v = self.network.blocks[b](x, noise)
-            row = ops.ReduceMean()(cls_row(q, k), 1)
-            rows = rows + (ops.Slice()(row, (0, 1), (row.shape[0], self.network.tokens)),)
-            if b == self.site:
-                for router in self.routers:
-                    scored = scored + (router.score(q, k, v, noise)[0],)
-        return scored + rows
-
-
-class Probabilities(nn.Cell):
-    """Softmax of the dense or routed forward, float32 (B, classes)."""
-
-    def __init__(self, network: ViT, routed: bool):
-        super().__init__(auto_prefix=False)
-        self.network, self.routed, self.noise_width = network, routed, network.noise_width
-
-    def construct(self, images, noise):
-        return (ops.Softmax()(ops.Cast()(self.network(images, noise, self.routed), ms.float32)),)
-
-
-class InBatches:
-    """A cell of images and noise that gives a tuple, run over any number of images; every image gets new noise each time."""
-
-    def __init__(self, cell: nn.Cell, noise_width: int, batch: int):
-        self.cell, self.width, self.batch, self.rng = (
-            cell.set_train(False),
-            noise_width,
-            batch,
-            np.random.default_rng(0),
-        )
-
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+    def __call__(self, images: np.ndarray) -> Values:
         parts = []
         for first in range(0, len(images), self.batch):
             rows = np.arange(first, first + self.batch) % len(images)  # the last batch is filled up with others
-            noise = self.rng.random((self.batch, self.width), np.float32)
-            parts.append([output.asnumpy() for output in self.cell(Tensor(images[rows]), Tensor(noise))])
-        return [np.concatenate(output)[: len(images)] for output in zip(*parts)]
+            noise = self.rng.random((self.batch, self.forward.noise_width), np.float32)
+            parts.append(self.forward.by_name(images[rows], noise))
+        return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in self.forward.outputs}
 
 
-def measure(config: Config, network: ViT, scorers: list[str], shown, checkpoints: list[Path]) -> tuple[dict, Values]:
-    """Measure the last of the checkpoints; the earlier ones are for what changes between them.
+class Ranker:
+    """How scorers rank the patches of images where the first route reads its scores, and [CLS] in every block.
 
     Args:
-        network: of the configuration, whose first route says which block's attention is read and how many patches are kept.
-        shown: see `tools.importance.Shown`.
+        site: the block whose attention the scorers read; the forward is dense.
+        kept: patches that the route keeps, since a grid depends on it.
+    """
+
+    def __init__(self, trained: Trained, scorers: list[str], site: int, kept: int, batch: int):
+        config = trained.config
+        own = {route.scorer: route.knobs for route in config.routes[:1]}
+        probes = [Probe(scorer, site, kept, own.get(scorer, {})) for scorer in scorers]
+        made = set(config.program("dense", probes).makes)
+        self.names = {f"probes.{scorer}": scorer for scorer in scorers}
+        depth = config.model.spec().depth
+        self.names |= {f"blocks.{b}.cls_attention": f"block {b}" for b in range(depth)}
+        self.names = {name: title for name, title in self.names.items() if name in made}  # there may be no [CLS]
+        self.looks = Looks(trained.walk(self.names, "dense", probes), batch)
+        routed = trained.forward if config.program(trained.forward).selections else "routed"
+        self.selections = config.program(routed).selections
+        if len(self.selections) > 1:
+            slots = [f"routes.{step.route}.slots" for step in self.selections]
+            self.kept = Looks(trained.walk(slots, routed), batch)
+
+    def __call__(self, images: np.ndarray) -> Values:
+        """Of each scorer and block; and where there are several routes, 1 for what each keeps, `route 0`, ..."""
+        values = {self.names[name]: found for name, found in self.looks(images).items()}
+        if len(self.selections) > 1:
+            for step, slots in zip(self.selections, self.kept(images).values()):
+                values[f"route {step.route}"] = np.zeros(slots.shape)
+                np.put_along_axis(values[f"route {step.route}"], kept_positions(slots, step.after), 1.0, axis=1)
+        return values
+
+
+def site_of(trained: Trained) -> tuple[int, Span]:
+    """The block whose attention the configuration's first route reads, and that route."""
+    spec = trained.config.model.spec()
+    span = resolve(trained.config.routes, spec.depth, spec.layout())[0]
+    return span.start if span.at == "mlp" else max(span.start - 1, 0), span
+
+
+def measure(trained: Trained, scorers: list[str], shown: Any, earlier: list[Path]) -> tuple[dict[str, Any], Values]:
+    """Measure trained weights; earlier checkpoints are for what changes between them.
+
+    Args:
+        shown: see `importance.Shown`.
 
     Returns:
-        The result for JSON, and of each scorer the kept patches, bool (n, tokens).
+        The result for JSON, and of each scorer the kept patches, bool (n, patches).
     """
-    route, span = config.routes[0], network.spans[0]
-    site = route.start if route.at == "mlp" else max(route.start - 1, 0)
-    batch = min(config.data.batch_size, len(shown.labels))
-    rank = ranker(network, scorers, site, route.keep_ratio, batch)
-    trained = []
-    for path in tqdm(checkpoints, "checkpoints", leave=False, disable=None):
-        checkpoint.restore_weights(path, network, averaged=checkpoint.has_average(path))
-        trained.append(rank(shown.images))
+    site, span = site_of(trained)
+    spec, batch = trained.config.model.spec(), min(trained.config.data.batch_size, len(shown.labels))
+    rank = Ranker(trained, scorers, site, span.kept, batch)
+    values = [*_of_earlier(trained, rank, shown.images, earlier), rank(shown.images)]
     flipped = rank(np.ascontiguousarray(shown.images[:, :, ::-1]))
-    moved = rank(measures.moved_right(shown.images, config.model.patch))
-    main = config.main()
-    predict = InBatches(Probabilities(network, main == "routed"), network.noise_width, batch)
-    rows = {}
-    for name in tqdm(trained[-1], "measures", leave=False, disable=None):
-        count = round(trained[-1][name].sum(1).mean()) if name.startswith("route ") else span.kept
-        row = of_kept(
-            [values[name] for values in trained],
-            flipped[name],
-            moved[name],
-            trained[-1][f"block {network.depth - 1}"],
-            count,
-        )
+    moved = rank(measures.moved_right(shown.images, spec.patch))
+    logits = Looks(trained.walk(), batch)
+    rows, last = {}, values[-1].get(f"block {spec.depth - 1}")
+    for name, found in tqdm(values[-1].items(), "measures", leave=False, disable=None):
+        is_route = name.startswith("route ")
+        count = round(found.sum(1).mean()) if is_route else span.kept
+        row = of_kept([at[name] for at in values], flipped[name], moved[name], last, count)
         if shown.masks is not None:
-            row |= of_object(trained[-1][name], shown.masks, count)
-        if not name.startswith("route "):
-            row |= of_ranking(
-                trained[-1][name], trained[-1][f"block {network.depth - 1}"], lambda x: predict(x)[0], shown
-            )
+            row |= of_object(found, shown.masks, count)
+        if not is_route:
+            row |= of_ranking(found, last, lambda images: softmax(logits(images)["logits"], axis=1), shown)
         rows[name] = {key: _plain(value) for key, value in row.items()}
     result = {
-        "checkpoint": str(checkpoints[-1]),
-        "earlier": [str(path) for path in checkpoints[:-1]],
+        "checkpoint": str(trained.checkpoint),
+        "earlier": [str(path) for path in earlier],
         "images": len(shown.labels),
         "filled_with": shown.filled_with,
-        "predicts": main,
+        "predicts": trained.forward,
         "site": site,
-        "tokens": network.tokens,
+        "tokens": spec.layout().patches,
         "kept": span.kept,
         "scorers": {name: rows[name] for name in scorers},
         "blocks": {name: row for name, row in rows.items() if name.startswith("block ")},
         "routes": {name: row for name, row in rows.items() if name.startswith("route ")},
     }
-    return result, {name: measures.top(trained[-1][name], span.kept) for name in scorers}
+    return result, {name: measures.top(values[-1][name], span.kept) for name in scorers}
 
 
-def ranker(
-    network: ViT, scorers: list[str], site: int, keep_ratio: float, batch: int
-) -> Callable[[np.ndarray], Values]:
-    """A function of images: the values of each scorer and block, and, where there are several routes, 1 for what each keeps, `route 0`, ..."""
-    cell = Rankings(network, scorers, site, keep_ratio)
-    rankings = InBatches(cell, cell.noise_width, batch)
-    several = len(network.spans) > 1
-    names = [f"routes.{r}.kept" for r in range(len(network.spans))] if several else []
-    kept = InBatches(Activations(network, names), network.noise_width, batch)
-
-    def rank(images: np.ndarray) -> Values:
-        values = dict(zip(cell.names, rankings(images)))
-        for r, positions in enumerate(kept(images) if several else []):
-            values[f"route {r}"] = np.zeros((len(images), network.tokens))
-            np.put_along_axis(values[f"route {r}"], positions, 1.0, axis=1)
-        return values
-
-    return rank
+def _of_earlier(trained: Trained, rank: Ranker, images: np.ndarray, earlier: list[Path]) -> list[Values]:
+    """The values with the weights of earlier checkpoints, through the same graphs."""
+    found = []
+    for path in tqdm(earlier, "checkpoints", leave=False, disable=None):
+        try:
+            checkpoint.restore_weights(path, trained.network, averaged=True)
+            found.append(rank(images))
+        except checkpoint.Damaged as error:
+            log.warning(f"{error}; left out")
+    checkpoint.restore_weights(trained.checkpoint, trained.network, trained.averaged)
+    return found
 
 
-def of_kept(trained: list[np.ndarray], flipped: np.ndarray, moved: np.ndarray, last: np.ndarray, count: int) -> dict:
-    """What the kept sets have in common: with those of the last block's attention, of the flipped and of the moved images, and of each
-    checkpoint with the next."""
-    grid = math.isqrt(last.shape[1])
-    sets = [measures.top(values, count) for values in trained]
+def of_kept(
+    values: list[np.ndarray], flipped: np.ndarray, moved: np.ndarray, last: np.ndarray | None, count: int
+) -> dict[str, Any]:
+    """What the kept sets have in common: with those of the last block's attention, of the flipped and of the moved
+    images, and of each checkpoint with the next."""
+    grid = math.isqrt(flipped.shape[1])
+    sets = [measures.top(found, count) for found in values]
     there = measures.still_there(grid)
-    return {
-        "last_block_overlap": measures.overlap(sets[-1], measures.top(last, count)),
+    result = {} if last is None else {"last_block_overlap": measures.overlap(sets[-1], measures.top(last, count))}
+    return result | {
         "flip_overlap": measures.overlap(sets[-1], measures.mirrored(measures.top(flipped, count), grid)),
         "shift_overlap": measures.overlap(sets[-1], measures.shifted(measures.top(moved, count), grid), there),
         "checkpoint_overlap": [measures.overlap(a, b) for a, b in zip(sets, sets[1:])],
     }
 
 
-def of_object(values: np.ndarray, masks: np.ndarray, count: int) -> dict:
+def of_object(values: np.ndarray, masks: np.ndarray, count: int) -> dict[str, Any]:
     """What is kept of the object and of the background."""
     objects = measures.on_object(masks, math.isqrt(values.shape[1]))
     on, off = measures.shares_kept(measures.top(values, count), objects)
     return {"object_kept": on, "background_kept": off, "separation": measures.separation(values, objects)}
 
 
-def of_ranking(values: np.ndarray, last: np.ndarray, predict: measures.Predict, shown) -> dict:
+def of_ranking(values: np.ndarray, last: np.ndarray | None, predict: measures.Predict, shown: Any) -> dict[str, Any]:
     """What the order of the patches is worth to the network, and what it has in common with that of the last block."""
     curves = measures.deletion_insertion(predict, shown.images, shown.fill, shown.labels, values, POINTS)
-    return {
-        "last_block_correlation": measures.correlation(values, last),
+    result = {} if last is None else {"last_block_correlation": measures.correlation(values, last)}
+    return result | {
         "deletion": measures.area(curves[0]),
         "insertion": measures.area(curves[1]),
         "deletion_curve": curves[0],
@@ -193,8 +169,8 @@ def of_ranking(values: np.ndarray, last: np.ndarray, predict: measures.Predict, 
     }
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """A number or a list of them, for JSON; what could not be measured is null."""
-    if isinstance(value, (list, np.ndarray)):
+    if isinstance(value, list | np.ndarray):
         return [float(v) for v in value]
     return None if math.isnan(value) else float(value)

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import Tensor, ops
 
 from skipvit.config.config import Config
 from skipvit.config.reading import load_config
-from skipvit.engine import checkpoint, devices
-from skipvit.engine.build import build_forward, build_network
+from skipvit.engine import checkpoint
 from skipvit.engine.checkpoint_file import read_entries
 from skipvit.routing.forward import Forward
+from skipvit.runs.trained import Trained
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import is_locked, read_text
 from skipvit.util.log import log
@@ -36,7 +35,7 @@ class Run:
         self.path = Path(path)
         if not (self.path / "config.yaml").is_file():
             raise UsageError(f"{path}: not a run folder, it has no config.yaml")
-        self._networks: dict[str, Forward] = {}
+        self._trained: dict[str, Trained] = {}
 
     @cached_property
     def config(self) -> Config:
@@ -115,40 +114,45 @@ class Run:
 
     # Network
 
-    def network(
+    def trained(
         self,
-        forward: str | None = None,
         which: str | Path = "last",
+        forward: str | None = None,
         averaged: bool = True,
         device: str = "auto",
-        outputs: tuple[str, ...] = ("logits",),
-    ) -> Forward:
-        """One of its forwards with trained weights, ready to evaluate.
+        config: Config | None = None,
+    ) -> Trained:
+        """One of its forwards with trained weights.
+
+        Args:
+            which: see `checkpoint`.
+            forward: name; None: the one that counts.
+            averaged: take the averaged weights if the run has any.
+            device: auto, cpu or ascend.
+            config: instead of the run's, e.g. for other images.
+
+        Raises:
+            UsageError, RunError: no such forward, no checkpoint; and when it is used, a checkpoint of another network.
+        """
+        return Trained(config or self.config, self.checkpoint(which), forward, averaged, device, self)
+
+    def network(self, forward: str | None = None, outputs: tuple[str, ...] = ("logits",), **chosen: Any) -> Forward:
+        """One of its forwards with trained weights as a cell, ready to evaluate.
 
         Args:
             forward: name; None: the one that counts.
-            which: see `checkpoint`.
-            averaged: take the averaged weights if the run has any.
-            device: auto, cpu or ascend.
             outputs: what it returns, see `routing.forward.Forward`.
-
-        Raises:
-            UsageError, RunError: no such forward, no checkpoint, a checkpoint that is damaged or of another network.
+            chosen: as of `trained`.
         """
-        return load_network(self.config, self.checkpoint(which), forward, averaged, device, outputs)
+        return self.trained(forward=forward, **chosen).walk(outputs)
 
     def predict(self, images: np.ndarray, forward: str | None = None, batch_size: int = 16) -> np.ndarray:
-        """Probabilities, float32 (n, classes), of images (n, S, S, 3), uint8 or normalised float32, of the run's
-        size."""
+        """Probabilities, float32 (n, classes), of images (n, S, S, 3), uint8 or normalised float32, of the size that
+        the forward takes."""
         name = forward or self.config.main()
-        if name not in self._networks:
-            self._networks[name] = self.network(name)
-        network, parts = self._networks[name], []
-        for first in range(0, len(images), batch_size):
-            batch = images[first : first + batch_size]
-            filled = np.concatenate([batch, batch[-1:].repeat(batch_size - len(batch), 0)])
-            parts.append(probabilities(network, filled)[: len(batch)])
-        return np.concatenate(parts)
+        if name not in self._trained:
+            self._trained[name] = self.trained(forward=name)
+        return self._trained[name].predict(images, batch_size)
 
 
 def run_of(path: Path) -> Run | None:
@@ -157,29 +161,11 @@ def run_of(path: Path) -> Run | None:
     return Run(folder) if path.absolute().parent.name == "checkpoints" and (folder / "config.yaml").is_file() else None
 
 
-def load_network(
-    config: Config,
-    path: Path,
-    forward: str | None = None,
-    averaged: bool = True,
-    device: str = "auto",
-    outputs: tuple[str, ...] = ("logits",),
-) -> Forward:
-    """A forward of a configuration with the weights of a checkpoint; what the arguments mean and what it raises:
-    `Run.network`."""
-    name = forward or config.main()
-    if name not in config.forwards():
-        raise UsageError(f"forward {name!r} is not one of this run's: {', '.join(config.forwards())}")
-    chosen, _ = devices.start(device if device != "auto" else config.device)
-    network = build_network(config, chosen)
-    checkpoint.restore_weights(path, network, averaged)
-    return build_forward(config, chosen, network, name, outputs).set_train(False)
-
-
-def probabilities(network: Forward, images: np.ndarray) -> np.ndarray:
-    """Softmax of a forward's logits: float32 (B, classes)."""
-    logits = network(Tensor(images)).astype("float32")
-    return ops.Softmax(-1)(logits).asnumpy()
+def trained_of(run: Run | Trained | str | Path, **chosen: Any) -> Trained:
+    """What is named, a run or its folder, with trained weights; `chosen` as of `Run.trained`."""
+    if isinstance(run, Trained):
+        return run
+    return (run if isinstance(run, Run) else Run(run)).trained(**chosen)
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:

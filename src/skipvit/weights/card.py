@@ -4,195 +4,201 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from skipvit.config import config as configuration
+from skipvit.config.config import Config
 from skipvit.data.open import whole_images
 from skipvit.engine import checkpoint
-from skipvit.measure.macs import forward_macs, sequences
-from skipvit.models.vit import PIXEL_MEAN, PIXEL_STD
-from skipvit.runs.run_folder import versions
+from skipvit.models.arithmetic import blocks_of, forward_macs
+from skipvit.models.layers import PIXEL_MEAN, PIXEL_STD
+from skipvit.runs.folder import versions
+from skipvit.runs.trained import Trained
 from skipvit.util.errors import RunError, UsageError
-from skipvit.weights.trained import Trained
+from skipvit.util.files import read_text
+from skipvit.util.text import printable, table
 
 LICENCE = "code: Apache-2.0; weights: not stated, mind the terms of the images they learnt from"
 SHOWN_CLASSES = 10
+NUMBERS = ("width", "depth", "heads", "patch")
 
 
-def card(trained: Trained, kind: str, dtype: str, files: list[dict], licence: str) -> dict:
+def card(trained: Trained, kind: str, dtype: str, files: list[dict[str, Any]], licence: str) -> dict[str, Any]:
     """Everything about an export that a person or a program that uses it needs, as plain values.
 
     Args:
         kind: mindir, onnx or safetensors.
         dtype: of the images that the files take.
-        files: a row for each, see `tools.export`.
+        files: a row for each, see `export.export`.
     """
-    config, network = trained.config, trained.network
-    model, spans = config.model, network.spans if trained.routed else ()
-    shape = model.shape()
+    config, spec = trained.config, trained.config.model.spec()
+    forward, program = config.forwards()[trained.forward], config.program(trained.forward)
     return {
         "name": config.name,
         "format": kind,
         "files": files,
         "task": "image classification",
+        "model": config.model.name,
         "forward": trained.forward,
         "trained_forward": config.trained(),
         "main_forward": config.main(),
         "weights": {"checkpoint": trained.checkpoint.name, "averaged": trained.averaged},
-        "size": shape._asdict(),
-        "parameters": sum(parameter.size for parameter in network.get_parameters()),
-        "macs": forward_macs(shape, model.patch, model.tokens, model.num_classes, spans),
-        "tokens_of_blocks": [asdict(sequence) for sequence in sequences(shape.depth, model.tokens, spans)],
-        "routes": config.model_dump(mode="json")["routes"],
-        "input": input_format(trained, kind, dtype),
-        "output": output_format(trained, kind),
+        "size": {name: getattr(spec, name) for name in NUMBERS if hasattr(spec, name)},
+        "parameters": sum(parameter.size for parameter in trained.network.get_parameters()),
+        "macs": forward_macs(spec, program),
+        "tokens_of_blocks": [{"attention": b.attention, "mlp": b.mlp} for b in blocks_of(spec, program)],
+        "routes": [route.model_dump(mode="json") for route in forward.routes],
+        "input": _input(trained, kind, dtype),
+        "output": {
+            "what": "logits" if kind == "safetensors" else "probabilities",
+            "shape": [spec.num_classes],
+            "dtype": "float32",
+        },
         "classes": list(trained.classes),
-        "data": {"kind": config.data.kind, "name": Path(config.data.path).name if config.data.path else None},
-        "started_from": Path(config.init.weights).name if config.init.weights else None,
-        "metrics": metrics(trained),
-        "versions": {"training": training_versions(trained), "export": versions()},
+        "data": {"kind": config.data.kind, "name": _name(config.data.path)},
+        "started_from": _name(config.init.weights),
+        "metrics": _metrics(trained),
+        "versions": {"training": _training_versions(trained), "export": versions()},
         "exported": time.strftime("%Y-%m-%d %H:%M:%S"),
         "licence": licence,
         "config": shareable(config),
     }
 
 
-def input_format(trained: Trained, kind: str, dtype: str) -> dict:
+def _input(trained: Trained, kind: str, dtype: str) -> dict[str, Any]:
     """How an image becomes the network's input."""
-    config = trained.config
+    config = trained.image_config
     size, crop = config.model.image_size, 1.0 if whole_images(config) else config.data.eval_crop
-    normalisation = "inside" if kind != "safetensors" and dtype == "uint8" else "(pixel - mean) / deviation"
+    inside = kind != "safetensors" and dtype == "uint8"
     return {
-        "preparation": f"RGB, shorter side to {round(size / crop)} pixels (bicubic), centre {size} x {size}",
+        "preparation": f"RGB, shorter side to {int(size / crop)} pixels (bicubic), centre {size} x {size}",
         "layout": "NCHW" if kind == "safetensors" else "NHWC",
         "shape": [size, size, 3],
         "dtype": "float32" if kind == "safetensors" else dtype,
-        "normalisation": normalisation,
+        "normalisation": "inside" if inside else "(pixel - mean) / deviation",
         "mean": list(PIXEL_MEAN),
         "deviation": list(PIXEL_STD),
     }
 
 
-def output_format(trained: Trained, kind: str) -> dict:
-    return {
-        "what": "logits" if kind == "safetensors" else "probabilities",
-        "shape": [trained.config.model.num_classes],
-        "dtype": "float32",
-    }
-
-
-def metrics(trained: Trained) -> dict:
-    """Validation scores of exactly these weights, from the run's log, of the exported forward first; or why there are none."""
+def _metrics(trained: Trained) -> dict[str, Any]:
+    """Validation scores of exactly these weights, from the run's log, of the exported forward first; or why there are
+    none."""
     if trained.run is None:
         return {"note": "exported from a checkpoint alone"}
     try:
-        changed = trained.config.changed_since(configuration.read(trained.run.config))
+        changed = trained.config.changed_since(trained.run.config)
         position = checkpoint.read_run(trained.checkpoint).position
     except (UsageError, RunError):
         return {"note": "the checkpoint does not say which epoch it is of"}
     if changed:
         return {"note": f"another configuration than the run's: {', '.join(changed)}"}
     epoch = position.epoch + 1 if position.step == position.steps else None
-    record = next((record for record in trained.run.records() if record["epoch"] == epoch and "val" in record), None)
+    record = next((r for r in trained.run.records() if r["epoch"] == epoch and "val" in r), None)
     if record is None:
         return {"note": "these weights have not been evaluated by the run"}
-    exported = trained.forward + "_ema" * trained.averaged
+    exported = f"{trained.forward}_ema" if trained.averaged else trained.forward
     return {"epoch": epoch, "exported": exported, "validation": record["val"]}
 
 
-def training_versions(trained: Trained) -> dict | None:
+def _training_versions(trained: Trained) -> dict[str, str] | None:
     """Versions of the run's latest start, without what it says of the machine."""
     try:
-        latest = json.loads((trained.run.path / "versions.json").read_text(encoding="utf-8"))[-1]
-        return {name: latest[name] for name in versions() if name in latest}
+        latest = json.loads(read_text(trained.run.path / "versions.json"))[-1]
+        return {name: str(latest[name]) for name in versions() if name in latest}
     except (AttributeError, OSError, ValueError, LookupError, TypeError):
         return None
 
 
-def shareable(config: configuration.Config) -> dict:
+def shareable(config: Config) -> dict[str, Any]:
     """The configuration, of paths only the last part: the rest says something of a machine."""
     values = config.model_dump(mode="json")
-    for group, key in (("data", "path"), ("init", "weights")):
-        values[group][key] = Path(values[group][key]).name if values[group][key] else None
+    values["data"]["path"], values["init"]["weights"] = _name(config.data.path), _name(config.init.weights)
+    values["imports"] = [_name(path) for path in config.imports]
     return values
 
 
-# Markdown
+def _name(path: str | None) -> str | None:
+    return Path(path).name if path else None
 
 
-def as_markdown(about: dict) -> str:
+def as_markdown(about: dict[str, Any]) -> str:
     """The card as text for people; the JSON beside it has the whole configuration and all classes."""
-    given, result = about["input"], about["output"]
+    given, result, weights, data = about["input"], about["output"], about["weights"], about["data"]
     classes = ", ".join(about["classes"][:SHOWN_CLASSES]) + (", …" if len(about["classes"]) > SHOWN_CLASSES else "")
-    sections = [
-        f"# {about['name']} ({about['format']})",
-        f"Vision Transformer for {about['task']} by SkipViT for MindSpore, {about['forward']} forward "
-        f"({about['trained_forward']} was trained last).",
-        _table(
-            ("parameters", f"{about['parameters']:,}"),
-            ("multiply-accumulates an image", f"{about['macs']:,}"),
-            ("tokens that its blocks see", _tokens(about["tokens_of_blocks"])),
-            ("weights", f"{about['weights']['checkpoint']}, {'averaged' if about['weights']['averaged'] else 'last'}"),
-            ("classes", f"{len(about['classes'])}: {classes}"),
-            ("data", f"{about['data']['kind']}{' ' + about['data']['name'] if about['data']['name'] else ''}"),
-            ("started from", about["started_from"] or "weights drawn at random"),
-            ("licence", about["licence"]),
-        ),
-        "## Input and output",
-        f"{given['preparation']}. {given['dtype']} {given['layout']}, normalisation: {given['normalisation']} "
-        f"(mean {given['mean']}, deviation {given['deviation']} on the 0 to 255 scale). "
-        f"Output: {result['what']} of {result['shape'][0]} classes, {result['dtype']}.",
-        f"```python\n{usage(about)}\n```",
-        "## Files",
-        "\n".join(
-            f"- `{row['file']}`, {row['bytes']:,} bytes, SHA-256 `{row['sha256']}`: {row['verified']}"
-            for row in about["files"]
-        ),
-        "## Routes",
-        "\n".join(f"- {json.dumps(route)}" for route in about["routes"]) or "None.",
-        "## Validation",
-        _scores(about["metrics"]),
-        "## Versions",
-        "\n".join(f"- {when}: {_words(found)}" for when, found in about["versions"].items()),
-    ]
-    return "\n\n".join(sections) + "\n"
+    facts = {
+        "model": ", ".join([about["model"], *(f"{name} {value}" for name, value in about["size"].items())]),
+        "forward": f"{about['forward']} ({about['trained_forward']} was trained last)",
+        "parameters": f"{about['parameters']:,}",
+        "multiply-accumulates": f"{about['macs']:,} an image",
+        "tokens of its blocks": ", ".join(_tokens(block) for block in about["tokens_of_blocks"]),
+        "routes": "; ".join(map(json.dumps, about["routes"])) or "none",
+        "weights": f"{weights['checkpoint']}, {'averaged' if weights['averaged'] else 'last'}",
+        "classes": f"{len(about['classes'])}: {classes}",
+        "data": " ".join(filter(None, (data["kind"], data["name"]))),
+        "started from": about["started_from"] or "weights drawn at random",
+        "input": f"{given['dtype']} {given['layout']} {given['shape']}: {given['preparation']}",
+        "normalisation": f"{given['normalisation']}; mean {given['mean']}, deviation {given['deviation']} of 0 to 255",
+        "output": f"{result['what']} of {result['shape'][0]} classes, {result['dtype']}",
+        "licence": about["licence"],
+    }
+    for when, found in about["versions"].items():
+        facts[f"versions, {when}"] = ", ".join(f"{k} {v}" for k, v in found.items()) if found else "not known"
+    files = [(row["file"], f"{row['bytes']:,} bytes", row["verified"]) for row in about["files"]]
+    sections = {
+        f"# {about['name']} ({about['format']})": table(facts.items()),
+        "## Files": "\n".join([table(files), *(f"SHA-256 {row['sha256']}  {row['file']}" for row in about["files"])]),
+        "## Use": usage(about),
+        "## Validation": _scores(about["metrics"]),
+    }
+    return "\n".join(f"{title}\n\n{_fenced(text, title == '## Use')}\n" for title, text in sections.items())
 
 
-def usage(about: dict) -> str:
+def _fenced(text: str, is_program: bool) -> str:
+    """Text in which nothing is Markdown."""
+    lines = "\n".join(printable(line) for line in text.replace("```", "'''").splitlines())
+    return f"```{'python' if is_program else 'text'}\n{lines}\n```"
+
+
+def usage(about: dict[str, Any]) -> str:
     """The shortest program that runs the export."""
-    file, given = about["files"][0]["file"], about["input"]
+    file, size = about["files"][0]["file"], about["size"]
     if about["format"] == "onnx":
-        return f'import onnxruntime\nsession = onnxruntime.InferenceSession("{file}")\n(probabilities,) = session.run(None, {{"images": images}})'
+        return (
+            f'import onnxruntime\nsession = onnxruntime.InferenceSession("{file}")\n'
+            '(probabilities,) = session.run(None, {"images": images})'
+        )
     if about["format"] == "mindir":
-        return f'import mindspore as ms\nnetwork = ms.nn.GraphCell(ms.load("{file}"))\nprobabilities = network(ms.Tensor(images))'
-    model = about["config"]["model"]
-    shape = f"img_size={given['shape'][0]}, patch_size={model['patch']}, num_classes={model['num_classes']}"
-    size = f"embed_dim={about['size']['width']}, depth={about['size']['depth']}, num_heads={about['size']['heads']}"
-    act = "" if model["gelu"] == "erf" else ', act_layer="gelu_tanh"'
+        return (
+            f'import mindspore as ms\nnetwork = ms.nn.GraphCell(ms.load("{file}"))\n'
+            "probabilities = network(ms.Tensor(images))"
+        )
+    numbers = {
+        "img_size": about["input"]["shape"][0],
+        "patch_size": size["patch"],
+        "num_classes": about["output"]["shape"][0],
+        "embed_dim": size["width"],
+        "depth": size["depth"],
+        "num_heads": size["heads"],
+    }
+    given = ", ".join(f"{name}={value}" for name, value in numbers.items())
+    act = "" if about["config"]["model"]["gelu"] == "erf" else ', act_layer="gelu_tanh"'
     return (
         "from safetensors.torch import load_file\nfrom timm.models.vision_transformer import VisionTransformer\n"
-        f'network = VisionTransformer({shape}, {size}{act})\nnetwork.load_state_dict(load_file("{file}"))  # runs dense: timm has no routes'
+        f'network = VisionTransformer({given}{act})\nnetwork.load_state_dict(load_file("{file}"))\n'
+        "# It runs dense: timm has no routes."
     )
 
 
-def _table(*rows: tuple[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+def _tokens(block: dict[str, int]) -> str:
+    return f"{block['attention']}" + (f" (MLP {block['mlp']})" if block["mlp"] != block["attention"] else "")
 
 
-def _tokens(blocks: list[dict]) -> str:
-    return ", ".join(f"{b['attention']}" + (f" (MLP {b['mlp']})" if b["mlp"] != b["attention"] else "") for b in blocks)
-
-
-def _scores(found: dict) -> str:
+def _scores(found: dict[str, Any]) -> str:
     if "note" in found:
         return f"None: {found['note']}."
-    lines = [f"After epoch {found['epoch']}:", "", "| | top-1, % | top-5, % | loss | |", "|---|---|---|---|---|"]
+    rows = []
     for name, row in found["validation"].items():
-        mark = "this export" if name == found["exported"] else ""
-        lines.append(f"| {name} | {row['top1']:.2f} | {row['top5']:.2f} | {row['loss']:.3f} | {mark} |")
-    return "\n".join(lines)
-
-
-def _words(found: dict | None) -> str:
-    return ", ".join(f"{name} {version}" for name, version in found.items()) if found else "not known"
+        mark = "this export" if name == found["exported"] else None
+        rows.append((name, f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['loss']:.3f}", mark))
+    return table(rows, (f"after epoch {found['epoch']}", "top-1 %", "top-5 %", "loss", ""))

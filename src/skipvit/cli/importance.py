@@ -1,0 +1,44 @@
+"""`skipvit importance`: measure what a trained network's routes keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from skipvit.cli.options import OneLineParser, from_words
+from skipvit.cli.trained import add_trained, config_of, trained
+
+EPILOG = """examples:
+  skipvit importance runs/skipvit_mini_shapes
+  skipvit importance RUN --scorers cls_attention,random --images 100
+  skipvit importance RUN --masks masks/ --data.path /data/birds   masks/<class>/<image>.png, white on the object
+  skipvit importance RUN --routes '[{start: 2, end: 5}]' --eval.main dense
+                                                      of a dense run: where a route would begin
+
+Writes RUN/importance/: importance.json, importance.txt, importance.png, kept.png. What is measured: docs/importance.md.
+"""
+
+
+def parser() -> OneLineParser:
+    about = "Measure what a trained network's routes keep."
+    result = OneLineParser(prog="skipvit importance", description=about, epilog=EPILOG)
+    add = result.add_argument
+    add("run", nargs="?", metavar="RUN", help="folder of a run")
+    add_trained(result)
+    add("--scorers", metavar="A,B", help="scorers to measure; the usual ones if not given")
+    about = "masks of the validation images (an image folder's), as <class>/<image>.png"
+    add("--masks", metavar="FOLDER", help=about)
+    about = "validation images, evenly spaced (default: 200)"
+    add("--images", type=int, default=200, metavar="N", help=about)
+    add("--out", metavar="FOLDER", help="where to write, instead of RUN/importance")
+    return result
+
+
+def main(words: list[str]) -> None:
+    config, options = from_words(parser(), words, config_of)
+    from skipvit.insight.importance import as_text, importance
+
+    source = trained(config, options)
+    scorers = options.scorers.split(",") if options.scorers else None
+    print(as_text(importance(source, scorers, options.images, options.masks, options.out)))
+    folder = options.out or (Path(options.run) if options.run else source.run.path) / "importance"
+    print(f"numbers and images: {folder}")
