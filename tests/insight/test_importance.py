@@ -1,57 +1,79 @@
-"""`skipvit importance` on small networks with random weights: what it writes, and that its figures are those of NumPy."""
+"""`skipvit importance` on small networks with random weights: what it writes, and that its numbers are NumPy's."""
 
 import json
 
+import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
 from PIL import Image
-from test_vit import random_parameters
 
 from skipvit.cli import run
-from skipvit.config import config as configuration
-from skipvit.config.config import Config
+from skipvit.config.config import Config, to_yaml
 from skipvit.data.sources.shapes import generate
 from skipvit.engine import checkpoint
 from skipvit.engine.build import build_network
 from skipvit.engine.checkpoint import Position
-from skipvit.insight.importance import images_of
+from skipvit.insight.importance import as_text, images_of, importance
 from skipvit.insight.measures import on_object, shares_kept, top
-from skipvit.models.vit import PIXEL_MEAN, PIXEL_STD
-from skipvit.routing.routing import grid_mask
+from skipvit.models.layers import PIXEL_MEAN, PIXEL_STD
+from skipvit.routing.scorers import SCORERS, register_scorer
+from skipvit.runs.run import Run
+from skipvit.runs.trained import Trained
 from skipvit.util.errors import RunError, UsageError
 from support import published
+from support.reference import grid
+from support.weights import drawn, load
 
 VALUES = {
     "name": "small",
     "device": "cpu",
-    "model": {"size": "tiny", "width": 16, "depth": 4, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10},
+    "model": {
+        "name": "vit_tiny_patch16_224",
+        "width": 16,
+        "depth": 4,
+        "heads": 2,
+        "patch": 8,
+        "image_size": 32,
+        "num_classes": 10,
+    },
     "routes": [
         {"start": 2, "end": 3, "keep_ratio": 0.5},
         {"start": 3, "end": 4, "keep_ratio": 0.25, "scorer": "random", "restore": False},
     ],
-    "phases": {"dense_warmup_epochs": 0},
     "data": {"kind": "shapes", "batch_size": 16, "train_size": 40, "val_size": 40},
     "optim": {"epochs": 2, "warmup_epochs": 0},
 }
-IMAGES = 20
+IMAGES = 16
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """A run's folder with two checkpoints of different weights, and what the command made of it; the last weights."""
+def late():
+    """A scorer of somebody's own, with a parameter: the last patches first, from one of them on."""
+
+    def score(step, signals, noise, training):
+        places = ms.Tensor([[i % step.knobs["turn"] for i in range(step.before.patches)]], ms.float32)
+        return 0 * noise + places, noise
+
+    register_scorer("late", noise=(1, 0), knobs={"turn": (16, 1, 16)})(score)
+    yield "late"
+    del SCORERS["late"]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, late):
+    """What `importance` made of a run's folder with two checkpoints of different weights, and the last weights."""
     folder = tmp_path_factory.mktemp("run")
     config = Config(**VALUES)
-    (folder / "config.yaml").write_text(configuration.to_yaml(config))
+    (folder / "config.yaml").write_text(to_yaml(config))
     network = build_network(config, "cpu")
     for epoch in (0, 1):
-        values = random_parameters(network, seed=17 + epoch)
-        for parameter in network.trainable_params():
-            parameter.set_data(Tensor(values[parameter.name]))
+        values = drawn(config.model.spec().shapes(), seed=17 + epoch)
+        load(network, values)
         checkpoint.save(folder / "checkpoints", Position(epoch, 2, 2), network.trainable_params(), keep=2)
-    words = [str(folder), "--images", str(IMAGES), "--scorers", "cls_attention,sampled_cls_attention,grid"]
-    assert run("importance", words) == 0
-    return folder / "importance", json.loads((folder / "importance/importance.json").read_text()), values
+    scorers = ["cls_attention", "sampled_cls_attention", "grid", late]
+    result = importance(folder, scorers, images=IMAGES)
+    assert json.loads((folder / "importance/importance.json").read_text()) == result
+    return folder / "importance", result, values
 
 
 def of_sets(row):
@@ -68,12 +90,11 @@ def test_numbers_a_table_and_images_are_written(measured):
         "kept.png",
     ]
     assert result["images"] == IMAGES and (result["site"], result["kept"], result["tokens"]) == (1, 8, 16)
-    assert list(result["scorers"]) == ["cls_attention", "sampled_cls_attention", "grid", "random"]
-    assert list(result["blocks"]) == [f"block {b}" for b in range(4)] and list(result["routes"]) == [
-        "route 0",
-        "route 1",
-    ]
+    assert list(result["scorers"]) == ["cls_attention", "sampled_cls_attention", "grid", "late", "random"]
+    assert list(result["blocks"]) == [f"block {b}" for b in range(4)]
+    assert list(result["routes"]) == ["route 0", "route 1"]
     text = (folder / "importance.txt").read_text()
+    assert text == as_text(result) + "\n"
     assert all(f"\n{name} " in text for name in (*result["scorers"], *result["blocks"], *result["routes"]))
 
 
@@ -86,7 +107,10 @@ def test_kept_shares_of_attention_and_grid_are_those_of_numpy(measured):
     net = published.Net(values, 4, 2, 8)
     images = (truth.images[chosen] - np.array(PIXEL_MEAN)) / np.array(PIXEL_STD)
     rankings = np.array([net.of_cls(1, net.block(0, net.tokens(image))) for image in images])
-    for name, kept in {"cls_attention": top(rankings, 8), "grid": np.tile(grid_mask(16, 8), (IMAGES, 1))}.items():
+    last_half = np.arange(16) >= 8
+    by_scorer = {"cls_attention": top(rankings, 8)}
+    by_scorer |= {"grid": np.tile(grid(16, 8), (IMAGES, 1)), "late": np.tile(last_half, (IMAGES, 1))}
+    for name, kept in by_scorer.items():
         row = result["scorers"][name]
         assert (row["object_kept"], row["background_kept"]) == pytest.approx(shares_kept(kept, objects))
     assert of_sets(result["scorers"]["cls_attention"]) == of_sets(result["blocks"]["block 1"])  # the route reads it
@@ -111,10 +135,10 @@ def test_what_routes_keep_is_measured_too(measured):
 
 
 REFUSED = [
-    (["--scorers", "magic"], "--scorers: 'magic' is not one of cls_attention, "),
-    (["--images", "0"], "--images: use 1 or more"),
+    (["--scorers", "magic"], "scorers: 'magic' is not one of cls_attention, "),
+    (["--images", "0"], "images: use 1 or more"),
     (["--routes", "[]"], "small has no routes; say where one would begin"),
-    (["--masks", "x"], "--masks: the built-in images have masks of their own"),
+    (["--masks", "x"], "masks: the built-in images have masks of their own"),
     (["--weights", "nowhere.ckpt"], "nowhere.ckpt: no such"),
 ]
 
@@ -143,7 +167,7 @@ def birds(tmp_path):
 def test_masks_of_a_folder_are_cropped_as_the_images_are(birds):
     """The centre of 48 x 32 is 32 x 32: its middle half is the object."""
     folder, config = birds
-    shown = images_of(config, 10, str(folder / "masks"))
+    shown = images_of(Trained(config, folder), 10, folder / "masks")
     assert shown.masks.shape == (2, 32, 32) and shown.filled_with == "the mean colour"
     assert np.array_equal(shown.masks, np.tile((np.arange(32) // 8 == 1) | (np.arange(32) // 8 == 2), (2, 32, 1)))
 
@@ -152,7 +176,21 @@ def test_a_mask_that_is_missing_or_broken_is_named(birds):
     folder, config = birds
     (folder / "masks/b/two.png").write_bytes(b"no image")
     with pytest.raises(RunError, match="two.png: not an image"):
-        images_of(config, 10, str(folder / "masks"))
+        images_of(Trained(config, folder), 10, folder / "masks")
     (folder / "masks/b/two.png").unlink()
     with pytest.raises(UsageError, match="two.png is not there"):
-        images_of(config, 10, str(folder / "masks"))
+        images_of(Trained(config, folder), 10, folder / "masks")
+
+
+def test_labels_go_by_the_names_of_the_classes(birds):
+    """Deletion and insertion ask for the true class: of a run that knew c, b and a."""
+    folder, _ = birds
+    values = VALUES | {"data": {"kind": "image_folder", "path": str(folder / "data")}}
+    config = Config(**values | {"model": VALUES["model"] | {"num_classes": 3}})
+    (folder / "run").mkdir()
+    (folder / "run" / "config.yaml").write_text(to_yaml(config))
+    (folder / "run" / "classes.json").write_text(json.dumps(["c", "b", "a"]))
+    assert images_of(Trained(config, folder, run=Run(folder / "run")), 10).labels.tolist() == [2, 1]
+    (folder / "run" / "classes.json").write_text(json.dumps(["c", "b", "d"]))
+    with pytest.raises(UsageError, match="its classes a are not among the 3"):
+        images_of(Trained(config, folder, run=Run(folder / "run")), 10)

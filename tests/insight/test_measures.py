@@ -1,4 +1,4 @@
-"""Measures of importance on constructed cases: a scorer that knows the mask, a random one, one that has it upside down."""
+"""Measures of importance on constructed cases: a scorer that knows the mask, a random one, one with it upside down."""
 
 import numpy as np
 import pytest
@@ -76,8 +76,8 @@ def test_images_without_object_or_background_count_where_they_can():
     assert np.isnan(shares_kept(kept[:1], objects[:1])[1]) and np.isnan(separation(kept[:1] * 1.0, objects[:1]))
 
 
-# Visible object: the probability. Taken away first it falls to nothing over a quarter of the patches: area 1/8. Upside down it
-# falls over the last quarter: 7/8. Insertion is the mirror image.
+# Visible object: the probability. Taken away first it falls to nothing over a quarter of the patches: area 1/8. Upside
+# down it falls over the last quarter: 7/8. Insertion is the mirror image.
 AREAS = {"knows": (1 / 8, 7 / 8), "random": (1 / 2, 1 / 2), "inverted": (7 / 8, 1 / 8)}
 
 

@@ -1,22 +1,26 @@
 """`skipvit predict`: answers against the NumPy reference, hostile inputs, the sheet, and what is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from skipvit.cli import run
-from skipvit.config import config as configuration
+from skipvit.config.config import Config
+from skipvit.config.reading import load_config
 from skipvit.data.broken import Bad
 from skipvit.data.open import batches_of, open_source, prepared
 from skipvit.data.sources.files import Files, find_images
 from skipvit.data.sources.shapes import generate
-from skipvit.insight.figures import attention_heat, dim_bypassed, prediction_figure
-from skipvit.insight.predict import attention_of, parser, predict
-from skipvit.routing.routing import Route, resolve
-from skipvit.runs.run_folder import RunFolder
-from skipvit.weights.trained import class_names, load
+from skipvit.insight.figures import attention_heat, dim_bypassed, drawable, kept_figure, prediction_figure
+from skipvit.insight.predict import attention_of_cls, predict
+from skipvit.models.vit_spec import ViTSpec
+from skipvit.routing.program import compile_program
+from skipvit.routing.spec import Route
+from skipvit.runs.run import Run
+from skipvit.runs.trained import Trained
 from support.hostile import encoded, flipped, reason_to_fail, scene, unusual
 from support.reference import forward
 
@@ -39,13 +43,6 @@ def shapes(tmp_path_factory):
     return paths, images
 
 
-def trained(folder, *words):
-    config = configuration.read(folder / "config.yaml")
-    options = parser().parse_args(["-", *words])
-    options.run = str(folder)
-    return load(config, options, "cpu")
-
-
 def error_line(capsys):
     err = capsys.readouterr().err
     lines = [line for line in err.splitlines() if line]
@@ -56,17 +53,14 @@ def error_line(capsys):
 @pytest.fixture(scope="module")
 def answers(tiny, shapes):
     """{batch size: {path: [(class, probability), ...]}} of the averaged weights, routed."""
-    network = trained(tiny[0])
-    assert network.averaged and network.routed
-    found = {}
-    for size in (1, 4):
-        found[size] = {p.path: p.top for p, _ in predict(network, shapes[0], size, 10, Bad({}))}
-    return found
+    network = Run(tiny[0]).trained()
+    assert network.averaged and network.forward == "routed"
+    return {size: {p.path: p.top for p in predict(network, shapes[0], 10, size)} for size in (1, 4)}
 
 
 def test_answers_are_those_of_the_reference_with_the_averaged_weights(tiny, shapes, answers):
     noise = np.zeros((10, 8), np.float32)
-    routes = [Route(1, 3, 0.5)]
+    routes = [Route(start=1, end=3, keep_ratio=0.5)]
     logits = forward(tiny[1], shapes[1], noise, depth=4, heads=2, patch=8, routes=routes).logits
     expected = np.exp(logits - logits.max(1, keepdims=True))
     expected /= expected.sum(1, keepdims=True)
@@ -123,7 +117,7 @@ def test_the_command_finds_good_ones_among_fifty_odd_inputs(tiny, tmp_path, capf
     ]
     given = [*paths, *folders, *missing]
     assert len(given) == 50
-    broken = {path for path in paths if reason_to_fail(path)}
+    broken = {path for path in paths if reason_to_fail(Path(path))}
     assert 5 < len(broken) < 15
 
     assert run("predict", [str(tiny[0]), *given, "--json", "--top", "3"]) == 1
@@ -144,8 +138,8 @@ def test_the_command_finds_good_ones_among_fifty_odd_inputs(tiny, tmp_path, capf
     *named, last = [line for line in err.splitlines() if line]
     assert len(named) == len(answer["bad"]) and all(": " in line for line in named)
     assert (
-        last
-        == f"error: {len(named)} of the inputs could not be read, see above; {len(answer['predictions'])} images were predicted"
+        last == f"error: {len(named)} of the inputs could not be read, see above; "
+        f"{len(answer['predictions'])} images were predicted"
     )
     assert (answer["weights"], answer["forward"]) == ("averaged", "routed")
 
@@ -168,16 +162,16 @@ def test_lines_a_sheet_and_exit_code_zero(tiny, shapes, tmp_path, capsys):
 
 def test_images_are_prepared_as_for_validation(tiny, shapes):
     """Saved as files, validation images are pixel by pixel what validation sees, whole for the built-in ones."""
-    config = configuration.read(tiny[0] / "config.yaml")
+    config = load_config(tiny[0] / "config.yaml")
     ((expected, *_),) = list(batches_of(config, open_source(config, "val"), 1, False, batch_size=70)())
     ((good, found),) = list(prepared(config, Files(shapes[0]), 10, Bad({})))
     assert good == list(range(10)) and np.array_equal(found, expected[:10])
 
 
 def test_large_images_are_cropped_as_for_validation(tiny, tmp_path):
-    values = configuration.read(tiny[0] / "config.yaml").model_dump()
+    values = load_config(tiny[0] / "config.yaml").model_dump()
     values["data"] |= {"kind": "image_folder", "path": str(tmp_path)}
-    config = configuration.Config(**values)
+    config = Config(**values)
     (tmp_path / "val" / "a").mkdir(parents=True)
     Image.fromarray(scene(np.random.default_rng(0), 100)).save(tmp_path / "val" / "a" / "0.png")
     source = open_source(config.model_copy(update={"model": config.model.model_copy(update={"num_classes": 1})}), "val")
@@ -186,15 +180,16 @@ def test_large_images_are_cropped_as_for_validation(tiny, tmp_path):
     assert np.array_equal(found, expected)
 
 
-def test_class_names_of_the_run_else_of_its_data_else_numbers(tiny, tmp_path, capsys):
-    config = configuration.read(tiny[0] / "config.yaml")
-    assert class_names(config, RunFolder(tiny[0]))[:2] == ("kind 0", "kind 1")
-    assert "hourglass" in class_names(config, RunFolder(tmp_path))
+def test_class_names_of_the_run_else_of_its_data_else_numbers(tiny, caplog):
+    run, config = Run(tiny[0]), load_config(tiny[0] / "config.yaml")
+    assert run.trained().classes[:2] == ("kind 0", "kind 1")
+    nowhere = tiny[0] / "elsewhere.ckpt"
+    assert "hourglass" in Trained(config, nowhere).classes
     elsewhere = config.model_copy(
         update={"data": config.data.model_copy(update={"kind": "image_folder", "path": "nowhere"})}
     )
-    assert class_names(elsewhere, None)[:2] == ("class 0", "class 1")
-    assert "warning: classes are numbered" in capsys.readouterr().err
+    assert Trained(elsewhere, nowhere).classes[:2] == ("class 0", "class 1")
+    assert "classes are numbered" in caplog.text
 
 
 @pytest.mark.parametrize("text", ['["a"]', "{", '"abcdefghij"', "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]"])
@@ -211,12 +206,13 @@ def test_damaged_class_names_are_named(tiny, shapes, tmp_path, capsys, text):
     [
         (["{run}"], "no images to predict"),
         (["nowhere", "a.jpg"], "nowhere: not a run folder"),
-        (["{run}", "a.jpg", "--top", "0"], "--top: 0 is not possible"),
-        (["{run}", "a.jpg", "--batch_size", "-1"], "--batch_size: -1 is not possible"),
+        (["{run}", "a.jpg", "--top", "0"], "top: 0 is not possible"),
+        (["{run}", "a.jpg", "--batch_size", "-1"], "batch_size: -1 is not possible"),
         (["{run}", "a.jpg", "--show", "sheet.txt"], "does not end in"),
         (["{run}", "a.jpg", "--show", "nowhere/sheet.png"], "nowhere is not a folder"),
         (["{run}", "a.jpg", "--dense", "--routed"], "not allowed with"),
-        (["{run}", "a.jpg", "--routed", "--routes", "[]"], "--routed: this network has no routes"),
+        (["{run}", "a.jpg", "--forward", "phase7"], "forward 'phase7' is not one of this run's: dense, routed"),
+        (["{run}", "a.jpg", "--routed", "--routes", "[]"], "forward 'routed' is not one of this run's: dense"),
         (["--config", "{run}/config.yaml", "a.jpg"], "--config needs --weights"),
         (["{run}", "a.jpg", "--shwo"], "did you mean --show?"),
     ],
@@ -232,22 +228,31 @@ def test_a_folder_that_cannot_be_listed_and_an_empty_one_are_named(tmp_path):
     assert paths == ["file.jpg"] and bad == {str(tmp_path / "empty"): "no images in this folder"}
 
 
+def looked_at(*routes, prefix=1):
+    """Of four patches in three blocks."""
+    return attention_of_cls(compile_program(ViTSpec(4, 3, 1, 1, 2, 2, prefix=prefix), routes))
+
+
 def test_attention_is_of_the_first_route_or_of_the_last_block():
     rng = np.random.default_rng(0)
-    seen = {"cls_attention": rng.random((2, 5)), "routes.0.ranking": rng.random((2, 4))}
-    kept, _ = attention_of(seen, resolve([Route(1, 2, 0.5)], 3, 4), 4, 3)
-    assert kept is seen["routes.0.ranking"]
-    dense, where = attention_of(seen, (), 4, 3)
-    assert np.allclose(dense, seen["cls_attention"][:, 1:]) and where.startswith("block 2")
-    # Two of four are left after a `grid` route, and a fused token behind them.
-    seen |= {"cls_attention": rng.random((2, 4)), "routes.0.kept": np.array([[0, 2], [1, 3]])}
-    left, _ = attention_of(seen, resolve([Route(1, 3, 0.5, "grid", restore=False, fuse=True)], 3, 4), 4, 3)
-    a = seen["cls_attention"]
-    assert np.allclose(left, [[a[0, 1], 0, a[0, 2], 0], [0, a[1, 1], 0, a[1, 2]]])
+    seen = {f"blocks.{b}.cls_attention": rng.random((2, 4)) for b in range(3)}
+    assert looked_at(prefix=0) is None
+    for at, block in (("block", 0), ("mlp", 1)):
+        of_route = looked_at(Route(start=1, end=2, keep_ratio=0.5, at=at))
+        assert of_route.where == f"block {block}, by which patches are kept"
+        assert of_route.placed(seen) is seen[f"blocks.{block}.cls_attention"]
+    for routes in ([], [Route(start=0, end=2, keep_ratio=0.5, scorer="random")]):  # those that bypassed it are back
+        assert looked_at(*routes).where == "block 2, the last"
+        assert looked_at(*routes).placed(seen) is seen["blocks.2.cls_attention"]
+    # Two of four are left after a `grid` route; the third place is of the fused token, which the others have become.
+    seen = {"blocks.2.cls_attention": rng.random((2, 2)), "routes.0.slots": np.array([[1, 3, 2, 3], [-1, 1, -1, 2]])}
+    left = looked_at(Route(start=1, end=3, keep_ratio=0.5, scorer="grid", restore=False, fuse=True)).placed(seen)
+    a = seen["blocks.2.cls_attention"]
+    assert np.array_equal(left, [[a[0, 0], 0, a[0, 1], 0], [0, a[1, 0], 0, a[1, 1]]])
 
 
 def test_heat_and_kept_patches_line_up_with_the_image():
-    """The brightest patch of the heat is where attention is largest, and the sheet shows all views of the same image."""
+    """The heat's brightest patch is where attention is largest, and the sheet shows all views of the same image."""
     images = np.full((3, 32, 32, 3), 100, np.uint8)
     attention = np.random.default_rng(0).permuted(np.tile(np.linspace(0, 1, 16), (3, 1)), axis=1)
     kept = [np.argsort(-attention, axis=1)[:, :5]]
@@ -266,3 +271,12 @@ def test_heat_and_kept_patches_line_up_with_the_image():
 def test_attention_that_is_the_same_everywhere_has_no_brightest_patch():
     heat = attention_heat(np.full((8, 8, 3), 100, np.uint8), np.full(4, 0.25), 2)
     assert (heat == heat[0, 0]).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_all_kinds_are_drawn(tmp_path):
+    """No formulas, not UTF-8, controls, letters that the font has not: no warning, no failure, nothing lost."""
+    assert drawable("a$b$ é → 中\udcff\x1b[0m\nc") == r"a\$b\$ é → \u4e2d\udcff\x1b[0m" + "\nc"
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    kept_figure(images, [], [r"$\frac{ 中文 \udcff", "a $ b"], 4).savefig(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 0

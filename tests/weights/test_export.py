@@ -1,4 +1,4 @@
-"""`skipvit export`: what is written runs and agrees with the network, what does not agree is not kept, and the card tells the truth."""
+"""`skipvit export`: what is written runs and agrees with the network or is not kept, and the card tells the truth."""
 
 import hashlib
 import json
@@ -13,19 +13,24 @@ import pytest
 from mindspore import Tensor, nn
 from PIL import Image
 
+import skipvit
 from skipvit.cli import run
-from skipvit.config import config as configuration
+from skipvit.config.config import Config
+from skipvit.config.reading import load_config
 from skipvit.data.sources.shapes import generate
-from skipvit.routing.routing import Route
-from skipvit.util.errors import RunError
-from skipvit.weights import agreement, card, convert, export, onnx_graph
+from skipvit.models.vit_timm import from_timm
+from skipvit.routing.spec import Route
+from skipvit.runs.trained import Trained
+from skipvit.util.errors import RunError, UsageError
+from skipvit.weights import agreement, card, export, onnx
+from skipvit.weights.files import read_weights
 from support.reference import forward
 from support.weights import random_weights
 
 onnxruntime = pytest.importorskip("onnxruntime")
 # A folder of images of ImageNet, if there is one; without it the built-in images are enlarged.
 SAMPLE = Path(os.environ.get("SKIPVIT_IMAGENET_SAMPLE", "nowhere"))
-ROUTE = Route(1, 3, 0.5)
+ROUTE = Route(start=1, end=3, keep_ratio=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +41,12 @@ def tiny(make_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(tiny, tmp_path_factory):
-    """A folder with the routed ONNX file for two batch sizes, and what was printed."""
-    out = tmp_path_factory.mktemp("out") / "new" / "folder"
+    """A folder with the routed ONNX file for two batch sizes, and what was said."""
+    out, lines = tmp_path_factory.mktemp("out") / "new" / "folder", []
     with pytest.MonkeyPatch.context() as patch:
-        lines = []
-        patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
-        assert (
-            run(
-                "export", [str(tiny[0]), "--to", "onnx", "--batch_sizes", "1,3", "--out", str(out), "--licence", "mine"]
-            )
-            == 0
-        )
+        patch.setattr(export.log, "info", lines.append)
+        rows = skipvit.export(tiny[0], out=out, batch_sizes=(1, 3), licence="mine")
+    assert [row["file"] for row in rows] == ["tiny_routed_b1.onnx", "tiny_routed_b3.onnx"]
     return out, lines
 
 
@@ -100,15 +100,24 @@ def test_the_card_tells_what_was_exported(tiny, exported):
     assert about["metrics"]["exported"] == "routed_ema" and about["metrics"]["validation"]["routed_ema"]["top1"] == 12.5
     assert about["versions"]["export"]["mindspore"] == ms.__version__ and about["config"]["model"]["width"] == 16
     text = (out / "tiny_routed.onnx.md").read_text()
-    assert "| routed_ema | 12.50 | 50.00 | 2.000 | this export |" in text and "8" in text
+    assert "routed_ema       12.50    50.00  2.000  this export\n" in text and "17, 9, 9, 17" in text
 
 
 def test_the_card_says_nothing_of_the_machine(tiny):
-    config = configuration.read(tiny[0] / "config.yaml").model_dump()
+    config = load_config(tiny[0] / "config.yaml").model_dump()
     config["data"]["path"], config["init"]["weights"] = "/home/somebody/images", "/home/somebody/deit.safetensors"
-    shared = card.shareable(configuration.Config(**config))
+    shared = card.shareable(Config(**config))
     assert (shared["data"]["path"], shared["init"]["weights"]) == ("images", "deit.safetensors")
     assert "somebody" not in json.dumps(shared)
+
+
+def test_names_of_classes_do_no_harm_to_a_card(exported):
+    """Not UTF-8, a fence's end, an escape of a terminal, HTML: as text between fences."""
+    about = json.loads((exported[0] / "tiny_routed.onnx.json").read_text())
+    about["classes"] = ["\udcff", "```\n# title", "\x1b[31m", "<script>", "猫"]
+    text = card.as_markdown(about)
+    assert text.encode().count(b"```") == 8 and text.replace("\n", "").isprintable()
+    assert "猫" in text and r"\udcff" in text and "\n# title" not in text
 
 
 def test_the_program_on_the_card_runs(exported, monkeypatch):
@@ -152,14 +161,10 @@ def test_mindir_in_parts_dense_and_of_normalised_images(tiny, tmp_path, monkeypa
 def test_weights_with_timms_names(tiny, tmp_path, capsys):
     assert run("export", [str(tiny[0]), "--to", "safetensors", "--out", str(tmp_path)]) == 0
     assert "bit by bit" in capsys.readouterr().out
-    theirs, _ = convert.read_safetensors(tmp_path / "tiny.safetensors")
-    assert theirs["blocks.0.attn.qkv.weight"].shape == (48, 16) and theirs["patch_embed.proj.weight"].shape == (
-        16,
-        3,
-        8,
-        8,
-    )
-    ours = convert.from_timm(theirs)
+    theirs = read_weights(tmp_path / "tiny.safetensors").arrays
+    assert theirs["blocks.0.attn.qkv.weight"].shape == (48, 16)
+    assert theirs["patch_embed.proj.weight"].shape == (16, 3, 8, 8)
+    ours = from_timm(theirs)
     assert set(ours) == set(tiny[1]) and all(np.array_equal(ours[name], value) for name, value in tiny[1].items())
     about = json.loads((tmp_path / "tiny.safetensors.json").read_text())
     assert about["input"]["layout"] == "NCHW" and about["output"]["what"] == "logits"
@@ -167,16 +172,11 @@ def test_weights_with_timms_names(tiny, tmp_path, capsys):
 
 @pytest.mark.parametrize("fault", ["wrong", "does not run", "is not written"])
 def test_what_does_not_agree_is_not_kept(tiny, tmp_path, monkeypatch, capsys, fault):
-    monkeypatch.setattr(export, "images", lambda *_: generate(4, seed=0, split="val").images)
-    monkeypatch.setattr(
-        export,
-        "in_batches",
-        lambda run, images, size: expected if run is None else agreement.in_batches(run, images, size),
-    )
-    monkeypatch.setattr(export, "_cell", lambda cell: None)  # spares the compilation: the network's answers are these
     expected = np.full((4, 10), 0.1, np.float32)
+    monkeypatch.setattr(export, "real_images", lambda *_: generate(4, seed=0, split="val").images)
+    monkeypatch.setattr(Trained, "predict", lambda *_: expected)  # spares the compilation
     if fault == "does not run":
-        monkeypatch.setattr(onnx_graph, "OPSET", 5)
+        monkeypatch.setattr(onnx, "OPSET", 5)
     if fault == "is not written":
         monkeypatch.setattr(Path, "write_bytes", full_disk)
     assert run("export", [str(tiny[0]), "--to", "onnx", "--dense", "--out", str(tmp_path / "out")]) == 1
@@ -197,21 +197,18 @@ def test_near_ties_are_told_apart_and_only_a_few_are_let_pass(monkeypatch):
     margins = np.full(20, 0.1)
     monkeypatch.setattr(agreement, "margins", lambda *_: margins)
 
-    class Routed:
-        routed = True
-
     with pytest.raises(RunError, match="image 3 differs by 0.01, 0.0001 is allowed, on 1 of 20"):
-        agreement.compare(Routed, "name", found, expected, None, 1e-4)
+        agreement.compare(None, "name", found, expected, None, 1e-4)
     margins[3] = 1e-7
-    row = agreement.compare(Routed, "name", found, expected, None, 1e-4)
+    row = agreement.compare(None, "name", found, expected, None, 1e-4)
     assert row["near_ties"] == 1 and row["largest_difference"] == 0 and "but for 1 where two tokens" in row["verified"]
     found[3] = np.nan
     with pytest.raises(RunError, match="image 3"):
-        agreement.compare(Routed, "name", found, expected, None, 1e-4)
+        agreement.compare(None, "name", found, expected, None, 1e-4)
     found[3:8] = 0.6
     margins[3:8] = 0
     with pytest.raises(RunError, match="on 5 of 20"):
-        agreement.compare(Routed, "name", found, expected, None, 1e-4)
+        agreement.compare(None, "name", found, expected, None, 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -221,9 +218,9 @@ def test_near_ties_are_told_apart_and_only_a_few_are_let_pass(monkeypatch):
         (["{run}"], 2, "--to"),
         (["nowhere", "--to", "onnx"], 2, "nowhere: not a run folder"),
         (["{run}", "--to", "onnx", "--batch_sizes", "0"], 2, "is not a list of batch sizes"),
-        (["{run}", "--to", "onnx", "--check", "0"], 2, "--check: 0 images"),
-        (["{run}", "--to", "onnx", "--tolerance", "2"], 2, "--tolerance: 2.0 is outside"),
-        (["{run}", "--to", "safetensors", "--input", "float32"], 2, "--to safetensors: weights alone"),
+        (["{run}", "--to", "onnx", "--check", "0"], 2, "check: 0 images"),
+        (["{run}", "--to", "onnx", "--tolerance", "2"], 2, "tolerance: 2.0 is outside"),
+        (["{run}", "--to", "safetensors", "--input", "float32"], 2, "safetensors: weights alone"),
         (["{run}", "--to", "onnx", "--images", "nowhere.jpg"], 2, "nowhere.jpg: No such file"),
         (
             ["{run}", "--to", "onnx", "--data.kind", "image_folder", "--data.path", "nowhere"],
@@ -240,10 +237,22 @@ def test_wrong_words_are_refused(tiny, capsys, words, code, message):
     assert not (tiny[0] / "export").exists()
 
 
+def test_plain_values_that_cannot_be_are_refused(tiny, tmp_path):
+    for values, said in (
+        ({"to": "tflite"}, "to: 'tflite' is not one of mindir, onnx, safetensors"),
+        ({"batch_sizes": ()}, "are not numbers of images"),
+        ({"forward": "phase9"}, "forward 'phase9' is not one of this run's: dense, routed"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            skipvit.export(tiny[0], out=tmp_path / "out", **values)
+    with pytest.raises(UsageError, match="not a run folder"):
+        skipvit.export(tmp_path)
+
+
 def test_without_the_libraries_it_says_what_to_install(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(onnx_graph, "onnx", None)
+    monkeypatch.setattr(onnx, "onnx", None)
     assert run("export", [str(tiny[0]), "--to", "onnx"]) == 2
-    assert "needs `pip install -e '.[onnx]'`" in error_line(capsys)
+    assert "needs `pip install 'skipvit[onnx]'`" in error_line(capsys)
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +287,7 @@ ROUTES = {
 @pytest.mark.parametrize("routes", ROUTES)
 @pytest.mark.parametrize("size", NETWORKS)
 def test_exports_agree_with_the_network_on_64_images(make_run, sixty_four, tmp_path, size, routes):
-    """Random weights, so that probabilities are far from sure and selections are of all kinds; scores that tie are told apart."""
+    """Random weights: probabilities are far from sure, selections are of all kinds; scores that tie are told apart."""
     data = {"kind": "image_folder", "path": "nowhere"} if size == 224 else {}
     folder, _ = make_run(tmp_path / "run", routes=ROUTES[routes], model=NETWORKS[size], data=data)
     for kind in ("onnx", "mindir"):

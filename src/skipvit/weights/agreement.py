@@ -37,7 +37,7 @@ def real_images(trained: Trained, paths: Iterable[str], count: int) -> np.ndarra
         source = Files(files[:count])
     else:
         try:
-            source = open_source(trained.config, "val", classes=trained.classes)
+            source = open_source(trained.config, "val")
         except UsageError as error:
             raise UsageError(f"{error}; or give images to compare on with --images") from None
         source = Subset(source, evenly_spaced(source, count).tolist())

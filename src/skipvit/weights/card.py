@@ -146,7 +146,7 @@ def as_markdown(about: dict[str, Any]) -> str:
         facts[f"versions, {when}"] = ", ".join(f"{k} {v}" for k, v in found.items()) if found else "not known"
     files = [(row["file"], f"{row['bytes']:,} bytes", row["verified"]) for row in about["files"]]
     sections = {
-        f"# {about['name']} ({about['format']})": table(facts.items()),
+        f"# {about['name']} ({about['format']})": table((name, printable(fact)) for name, fact in facts.items()),
         "## Files": "\n".join([table(files), *(f"SHA-256 {row['sha256']}  {row['file']}" for row in about["files"])]),
         "## Use": usage(about),
         "## Validation": _scores(about["metrics"]),
@@ -156,7 +156,7 @@ def as_markdown(about: dict[str, Any]) -> str:
 
 def _fenced(text: str, is_program: bool) -> str:
     """Text in which nothing is Markdown."""
-    lines = "\n".join(printable(line) for line in text.replace("```", "'''").splitlines())
+    lines = text.replace("```", "'''")
     return f"```{'python' if is_program else 'text'}\n{lines}\n```"
 
 
