@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -15,7 +17,7 @@ class ForwardBackward(nn.Cell):
 
     def __init__(self, step: TrainStep):
         super().__init__(auto_prefix=False)
-        self.value_and_gradient = ms.value_and_grad(step.loss, grad_position=None, weights=step.weights)
+        self.value_and_gradient: Any = ms.value_and_grad(step.loss, grad_position=None, weights=step.weights)
 
     def construct(self, images, labels, noise, mix, scale):
         loss, gradients = self.value_and_gradient(images, labels, noise, mix, scale)
@@ -40,7 +42,7 @@ class RouteAlone(nn.Cell):
     def __init__(self, forward: Forward, route: int):
         super().__init__(auto_prefix=False)
         self.whole, self.selector = forward, forward.selectors[route]
-        self.steps = tuple(step for step in forward.steps if step.route == route)
+        self.steps: tuple[Any, ...] = tuple(step for step in forward.steps if step.route == route)
 
     def construct(self, q, k, v, x, noise):
         before, mask, ranking, weights = x, x, x, x

@@ -11,7 +11,7 @@ import mindspore as ms
 from mindspore import Tensor
 
 from skipvit.config.config import Config
-from skipvit.data.batches import Batch, Batches
+from skipvit.data.batches import Batches
 from skipvit.data.open import batches_of, open_source
 from skipvit.engine import devices
 from skipvit.engine.build import build_forward, build_network, uses_float16
@@ -34,10 +34,10 @@ class Bench(Timed):
         self.config, self.name = config, name
         self.warm_up *= config.optim.accumulate
         self.device, _ = devices.start(config.device, config.deterministic)
-        self.source = open_source(config, "train") if data else None
+        self.source: Any = open_source(config, "train") if data else None
         self.base = self.memory()
         network, self.batch = build_network(config, self.device), random_batch(config, name)
-        self.train = training_step(config, self.device, network, name) if training else None
+        self.train: Any = training_step(config, self.device, network, name) if training else None
         self.forward = build_forward(config, self.device, network, name)
         return self.device
 
@@ -82,14 +82,15 @@ class Bench(Timed):
 
     def _routing(self) -> Callable[[], Tensor]:
         dtype = ms.float16 if uses_float16(self.config, self.device) else ms.float32
-        cell, inputs = Routing(self.forward), routing_inputs(self.forward, self.config.data.batch_size, dtype)
+        cell: Any = Routing(self.forward)
+        inputs = routing_inputs(self.forward, self.config.data.batch_size, dtype)
         return lambda: cell(*inputs)[-1]
 
     def _average(self) -> Callable[[], Tensor]:
         return Averaging(self.train)
 
 
-def _endless(batches: Batches) -> Iterator[Batch]:
+def _endless(batches: Batches) -> Iterator[Any]:
     """A run's batches, fed as `mindspore.train.Model` does without data sink, epoch after epoch."""
     passes = batches.dataset().create_tuple_iterator()
     try:
