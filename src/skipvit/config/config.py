@@ -69,9 +69,9 @@ class Config(BaseSettings):
         cli_parse_none_str="null",
     )
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]+$")
     """name of the run, and of its folder below runs/"""
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """of weights, data and noise"""
     deterministic: bool = False
     """choose kernels whose results repeat bit by bit"""

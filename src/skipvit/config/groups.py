@@ -26,22 +26,27 @@ class ModelConfig(Group):
 
     name: str = "vit_small_patch16_224"
     """of the model, as in timm, e.g. vit_tiny_patch16_224, vit_base_patch16_384 (`skipvit.list_models()`)"""
-    width: int | None = Field(None, gt=0)
+    width: int | None = Field(default=None, gt=0)
     """token width, if not the model's own"""
-    depth: int | None = Field(None, gt=0)
+    depth: int | None = Field(default=None, gt=0)
     """number of blocks, if not the model's own"""
-    heads: int | None = Field(None, gt=0)
+    heads: int | None = Field(default=None, gt=0)
     """attention heads, if not the model's own"""
-    patch: int | None = Field(None, gt=0)
+    patch: int | None = Field(default=None, gt=0)
     """side of a patch, pixels, if not the model's own; divides image_size"""
-    image_size: int | None = Field(None, gt=0)
+    image_size: int | None = Field(default=None, gt=0)
     """side of the square images, pixels, if not the model's own"""
-    num_classes: int = Field(1000, gt=1)
+    num_classes: int = Field(default=1000, gt=1)
     """number of classes"""
-    drop_path: float = Field(0.0, ge=0, lt=1)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
     """stochastic depth of the last block, linear from 0 at the first"""
     gelu: Literal["tanh", "erf"] | None = None
     """tanh (a ViT's, if not given) is several times faster on CPU; erf is for weights trained with it (timm, DeiT)"""
+
+    @property
+    def side(self) -> int:
+        """Side of the images, pixels: `image_size`, or the model's own."""
+        return self.image_size or self.spec().image_size
 
     def spec(self) -> Any:
         """The model's numbers, see `models.vit_spec.ViTSpec`. Raises ValueError, one line, if there is no such
@@ -85,7 +90,7 @@ class PhaseConfig(Group):
     """how long, or a share of the run, e.g. 5%, rounded to epochs, at least one; null: what the other phases leave"""
     routes: list[Route] | None = None
     """instead of the run's; []: dense"""
-    image_size: int | None = Field(None, gt=0)
+    image_size: int | None = Field(default=None, gt=0)
     """side of the images, pixels, instead of the model's; the position embedding is resized in the graph"""
     augment: dict[str, Any] = {}
     """keys of `augment` that differ"""
@@ -99,17 +104,17 @@ class DataConfig(Group):
     what `skipvit mindrecord` made of such folders; cifar10, cifar100: the official binary files"""
     path: str | None = None
     """folder of the data set (all kinds but shapes)"""
-    batch_size: int = Field(128, gt=0)
+    batch_size: int = Field(default=128, gt=0)
     """images a step on each device"""
-    train_size: int = Field(6000, gt=0, le=1_000_000)
+    train_size: int = Field(default=6000, gt=0, le=1_000_000)
     """images generated for training (shapes)"""
-    val_size: int = Field(1000, gt=0, le=1_000_000)
+    val_size: int = Field(default=1000, gt=0, le=1_000_000)
     """images generated for validation (shapes)"""
-    eval_crop: float = Field(0.875, gt=0, le=1)
+    eval_crop: float = Field(default=0.875, gt=0, le=1)
     """share of the resized image's side that validation keeps"""
-    workers: int = Field(1, gt=0, le=512)
+    workers: int = Field(default=1, gt=0, le=512)
     """threads on each device that read, decode and augment"""
-    broken_share: float = Field(0.01, ge=0, le=1)
+    broken_share: float = Field(default=0.01, ge=0, le=1)
     """share of a split's images that may be broken: they are listed and left out; 0 stops at the first"""
     sink: Literal["auto", "on", "off"] = "auto"
     """MindSpore's data sink: the device fetches whole epochs by itself; auto: on ascend (CPU has none)"""
@@ -120,29 +125,29 @@ class AugmentConfig(Group):
 
     crop: Literal["none", "pad", "random_resized"] = "none"
     """pad: shift by up to an eighth over black; random_resized: the ImageNet standard"""
-    crop_min: float = Field(0.08, gt=0, le=1)
+    crop_min: float = Field(default=0.08, gt=0, le=1)
     """smallest area of a random resized crop, share of the image"""
-    hflip: float = Field(0.0, ge=0, le=1)
+    hflip: float = Field(default=0.0, ge=0, le=1)
     """probability of a left-right flip"""
-    rand_augment: float = Field(0.0, ge=0, le=10)
+    rand_augment: float = Field(default=0.0, ge=0, le=10)
     """magnitude of RandAugment; 9 is timm's rand-m9-mstd0.5-inc1; 0: off"""
-    rand_augment_ops: int = Field(2, ge=1, le=15)
+    rand_augment_ops: int = Field(default=2, ge=1, le=15)
     """operations an image"""
-    rand_augment_std: float = Field(0.5, ge=0, le=10)
+    rand_augment_std: float = Field(default=0.5, ge=0, le=10)
     """standard deviation of the magnitude"""
-    color_jitter: float = Field(0.0, ge=0, le=1)
+    color_jitter: float = Field(default=0.0, ge=0, le=1)
     """brightness, contrast and saturation change by up to this share"""
-    random_erasing: float = Field(0.0, ge=0, le=1)
+    random_erasing: float = Field(default=0.0, ge=0, le=1)
     """probability that a rectangle is replaced by noise"""
-    repeats: int = Field(1, ge=1, le=16)
+    repeats: int = Field(default=1, ge=1, le=16)
     """repeated augmentation: copies of an image within an epoch of unchanged length (DeiT: 3)"""
-    mixup: float = Field(0.0, ge=0, le=100)
+    mixup: float = Field(default=0.0, ge=0, le=100)
     """alpha of mixup; 0: off"""
-    cutmix: float = Field(0.0, ge=0, le=100)
+    cutmix: float = Field(default=0.0, ge=0, le=100)
     """alpha of CutMix; 0: off"""
-    mix_prob: float = Field(1.0, ge=0, le=1)
+    mix_prob: float = Field(default=1.0, ge=0, le=1)
     """share of the batches that are mixed, where mixup or CutMix is on"""
-    mix_switch_prob: float = Field(0.5, ge=0, le=1)
+    mix_switch_prob: float = Field(default=0.5, ge=0, le=1)
     """share of mixed batches that use CutMix, where both are on"""
 
     @property
@@ -153,32 +158,32 @@ class AugmentConfig(Group):
 class OptimConfig(Group):
     """AdamW, linear warm-up and cosine learning rate."""
 
-    epochs: int = Field(300, gt=0, le=100_000)
+    epochs: int = Field(default=300, gt=0, le=100_000)
     """passes over the training images"""
-    lr: float = Field(5e-4, gt=0)
+    lr: float = Field(default=5e-4, gt=0)
     """peak learning rate"""
-    reference_batch: int | None = Field(None, gt=0)
+    reference_batch: int | None = Field(default=None, gt=0)
     """images an update that lr is meant for: it is scaled by devices x batch_size x accumulate / this; null: not
     scaled"""
-    accumulate: int = Field(1, gt=0, le=MOST_ACCUMULATION)
+    accumulate: int = Field(default=1, gt=0, le=MOST_ACCUMULATION)
     """batches whose gradients make one update"""
-    min_lr: float = Field(1e-5, ge=0)
+    min_lr: float = Field(default=1e-5, ge=0)
     """learning rate at the end"""
-    warmup_epochs: float = Field(5, ge=0)
+    warmup_epochs: float = Field(default=5, ge=0)
     """epochs of linear learning-rate warm-up"""
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
     """decoupled; none on biases, norms, [CLS] and position embedding"""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """decay of the first moment"""
-    beta2: float = Field(0.999, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
     """decay of the second moment"""
-    epsilon: float = Field(1e-8, gt=0)
+    epsilon: float = Field(default=1e-8, gt=0)
     """added to the root of the second moment"""
-    clip_norm: float = Field(1.0, ge=0)
+    clip_norm: float = Field(default=1.0, ge=0)
     """largest global gradient norm; 0 does not clip"""
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     """share of the target spread over all classes"""
-    layer_decay: float = Field(1.0, gt=0, le=1)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
     """each layer learns at this times the rate of the one above it, from the head down to the embeddings; 1: all
     alike"""
     train: Literal["all", "head"] = "all"
@@ -191,18 +196,18 @@ class AmpConfig(Group):
 
     dtype: Literal["auto", "float32", "float16"] = "auto"
     """of the matrix products; auto: float16 on ascend, float32 on cpu"""
-    loss_scale: float = Field(65536.0, ge=1, le=2**40)
+    loss_scale: float = Field(default=65536.0, ge=1, le=2**40)
     """first loss scale (float16); an overflow halves it"""
-    loss_scale_window: int = Field(2000, gt=0)
+    loss_scale_window: int = Field(default=2000, gt=0)
     """updates without overflow after which the loss scale doubles"""
-    max_overflows: int = Field(50, gt=0)
+    max_overflows: int = Field(default=50, gt=0)
     """updates skipped in a row that stop the run"""
 
 
 class EmaConfig(Group):
     """Exponential moving average of the weights."""
 
-    decay: float = Field(0.0, ge=0, lt=1)
+    decay: float = Field(default=0.0, ge=0, lt=1)
     """a step's decay, smaller in the first steps; 0: no average"""
 
 
@@ -215,18 +220,18 @@ class EvalConfig(Group):
     forwards: Literal["auto"] | list[str] = "auto"
     """names of the forwards to evaluate; auto: dense, routed (if the run has routes) and the main one"""
 
-    every: int = Field(1, gt=0)
+    every: int = Field(default=1, gt=0)
     """epochs between evaluations; the last epoch is always evaluated"""
 
 
 class CheckpointConfig(Group):
     """What is kept of a run."""
 
-    every: int = Field(1, gt=0)
+    every: int = Field(default=1, gt=0)
     """epochs between checkpoints; the last epoch is always saved"""
-    minutes: float = Field(10.0, gt=0)
+    minutes: float = Field(default=10.0, gt=0)
     """a checkpoint within the epoch too, if the last one is older than this"""
-    keep: int = Field(3, gt=0)
+    keep: int = Field(default=3, gt=0)
     """newest checkpoints kept"""
     best: str = "auto"
     """whose top-1 decides about best.ckpt, e.g. dense or routed_ema; auto: of the forward that counts (eval.main),
@@ -236,7 +241,7 @@ class CheckpointConfig(Group):
 class LogConfig(Group):
     """What is written down."""
 
-    steps: int = Field(50, gt=0)
+    steps: int = Field(default=50, gt=0)
     """updates between lines of metrics.jsonl within an epoch"""
     tensorboard: bool = False
     """also write TensorBoard event files (needs `pip install tensorboardX`)"""

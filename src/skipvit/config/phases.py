@@ -106,7 +106,7 @@ def resolved(config: Config) -> tuple[Phase, ...]:
 def forwards(config: Config) -> dict[str, ForwardSpec]:
     """Every forward that a run trains or evaluates, by name: the dense and (if the run has routes) the routed one
     first."""
-    size = config.model.image_size
+    size = config.model.side
     result = {"dense": ForwardSpec("dense", (), size)}
     if config.routes:
         result["routed"] = ForwardSpec("routed", tuple(config.routes), size)
@@ -125,7 +125,7 @@ def forward_names(config: Config) -> list[str]:
     for i, phase in enumerate(_listed(config)):
         found = _forward(config, phase, "")
         base = "dense" if not found.routes else "routed" if found.routes == tuple(config.routes) else f"phase{i + 1}"
-        name = base if found.image_size == config.model.image_size else f"{base}@{found.image_size}"
+        name = base if found.image_size == config.model.side else f"{base}@{found.image_size}"
         name = next((other.name for other in known if other.same(found)), name)
         known.append(ForwardSpec(name, found.routes, found.image_size))
     return [forward.name for forward in known]
@@ -139,11 +139,11 @@ def _listed(config: Config) -> list[PhaseConfig]:
 
 def _forward(config: Config, phase: PhaseConfig, name: str) -> ForwardSpec:
     routes = config.routes if phase.routes is None else phase.routes
-    return ForwardSpec(name, tuple(routes), phase.image_size or config.model.image_size)
+    return ForwardSpec(name, tuple(routes), phase.image_size or config.model.side)
 
 
 def _with(config: Config, phase: PhaseConfig) -> Config:
     """Raises pydantic's ValidationError for an augmentation that does not exist."""
     augment = type(config.augment)(**(config.augment.model_dump() | phase.augment))
-    model = config.model.model_copy(update={"image_size": phase.image_size or config.model.image_size})
+    model = config.model.model_copy(update={"image_size": phase.image_size or config.model.side})
     return config.model_copy(update={"augment": augment, "model": model})

@@ -111,7 +111,7 @@ def first_problem(error: ValidationError, model: type[BaseModel] = Config) -> st
     # Positions in unions and the like are strings of the library's own; keys and list positions are the config's.
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "value_error":  # of our own checks, which name the key
-        return str(problem["ctx"]["error"])
+        return str(problem.get("ctx", {})["error"])
     if problem["type"] == "route":
         return f"{key}.{problem['msg']}"
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -132,4 +132,4 @@ def _known_keys(location: tuple, model: type[BaseModel]) -> list[str]:
     if location[0] == "phases":
         return list(PhaseConfig.model_fields)
     field = model.model_fields.get(str(location[0]))
-    return list(field.annotation.model_fields) if field and hasattr(field.annotation, "model_fields") else []
+    return list(getattr(field.annotation, "model_fields", [])) if field else []

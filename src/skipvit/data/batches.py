@@ -188,6 +188,7 @@ class Batches:
         try:
             return make(self._read(i))
         except (BrokenImage, DamagedRecord) as error:
+            assert self.broken is not None  # see __post_init__
             self.broken.add(self.source.name(i), str(error))
         return None
 

@@ -31,8 +31,8 @@ def validation_image(data: bytes | np.ndarray, size: int, crop: float) -> np.nda
     image = decode(data)
     side, short = int(size / crop), min(image.size)
     if max(image.size) > 16 * short:  # of a strip only the middle: enlarged whole, it could be gigabytes
-        edges = [max(0, (length - 16 * short) // 2) for length in image.size]
-        image = image.crop((*edges, image.width - edges[0], image.height - edges[1]))
+        left, top = (max(0, (length - 16 * short) // 2) for length in image.size)
+        image = image.crop((left, top, image.width - left, image.height - top))
     width, height = (side if length == short else side * length // short for length in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     image = image.resize((width, height), Image.Resampling.BICUBIC)

@@ -67,7 +67,7 @@ def decode(data: bytes | np.ndarray, smallest: tuple[int, int] | None = None) ->
     with pillow_reasons():
         image, orientation = open_image(data)
         if smallest:
-            draft(image, smallest[::-1] if orientation >= 5 else smallest)
+            draft(image, (smallest[1], smallest[0]) if orientation >= 5 else smallest)
         return turned(rgb(image), orientation)
 
 
@@ -91,7 +91,7 @@ def open_image(data: bytes | np.ndarray) -> tuple[Image.Image, int]:
         return Image.fromarray(data), 1
     if not len(data):
         raise BrokenImage("empty file")
-    image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+    image = Image.open(io.BytesIO(data if isinstance(data, bytes) else data.tobytes()), formats=tuple(FORMATS))
     if image.format not in ("JPEG", "MPO"):
         image.load()  # orientation and size of other formats may be known, or change, only now
     return image, _orientation(image)

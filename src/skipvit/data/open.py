@@ -169,7 +169,7 @@ def batches_of(
         return Batches(
             source,
             batch_size=batch_size or config.data.batch_size,
-            image_size=config.model.image_size,
+            image_size=config.model.side,
             noise_width=noise_width,
             training=training,
             seed=config.seed,

@@ -14,6 +14,7 @@ from skipvit.engine.state import TrainingState
 from skipvit.models.create import seed_weights
 from skipvit.routing.forward import Forward
 from skipvit.routing.program import Probe
+from skipvit.routing.select import Formulation
 
 
 def build_network(config: Config, device: str) -> nn.Cell:
@@ -36,7 +37,7 @@ def build_forward(
     return Forward(network, program, formulation_of(config, device), outputs, config.seed)
 
 
-def formulation_of(config: Config, device: str) -> str:
+def formulation_of(config: Config, device: str) -> Formulation:
     """`gather` or `matmul`, see `routing.select`."""
     return config.routing if config.routing != "auto" else "matmul" if device == "ascend" else "gather"
 

@@ -113,8 +113,9 @@ def saved(folder: Path) -> list[Path]:
 
 
 def _place(path: Path) -> tuple[int, int]:
-    epoch, step = _NAME.fullmatch(path.name).groups()
-    return int(epoch), int(step)
+    found = _NAME.fullmatch(path.name)
+    assert found is not None  # only such names come here
+    return int(found[1]), int(found[2])
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

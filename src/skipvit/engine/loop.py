@@ -17,7 +17,7 @@ from tqdm import tqdm
 from skipvit.config.config import Config
 from skipvit.config.phases import Phase
 from skipvit.data.batches import Batches
-from skipvit.data.broken import lost_classes
+from skipvit.data.broken import Broken, lost_classes
 from skipvit.data.open import batches_of
 from skipvit.data.order import Shard
 from skipvit.data.sources import Source
@@ -58,7 +58,8 @@ class StepWatch(Callback):
         self.seen = self.timed = 0
         self.begun = time.perf_counter()
         self.compile_s = None
-        self.report = self.bar = None
+        self.report: Any = None
+        self.bar: Any = None
 
     def on_train_epoch_begin(self, run_context):
         label = f"epoch {self.epoch + 1}/{self.trainer.config.optim.epochs} {self.phase.name}"
@@ -103,8 +104,10 @@ class StepWatch(Callback):
         record = {"train_loss": self.trainer.state.mean_loss()}
         record |= {name: values[name] for name in REPORT if name != "loss"}
         record["images_per_s"] = self.timed * self.images / elapsed if self.timed else None
-        record["broken_images"] = len(self.batches.broken.names)
-        for name in lost_classes(self.batches.source, self.batches.broken):
+        broken = self.batches.broken
+        assert isinstance(broken, Broken)
+        record["broken_images"] = len(broken.names)
+        for name in lost_classes(self.batches.source, broken):
             self.trainer.folder.warn(f"class {printable(name)}: none of its training images can be decoded")
         record["first_step_s"], self.compile_s = self.compile_s, 0.0
         self.trainer.after_epoch(self.phase, self.position(), record)
@@ -174,7 +177,7 @@ class Trainer:
     def step_of(self, phase: Phase) -> TrainStep:
         """The training step of a phase: one for each distinct forward and kind of batches, over the same weights and
         moments."""
-        mixes, image_size = phase.config.augment.mixes, phase.config.model.image_size
+        mixes, image_size = phase.config.augment.mixes, phase.config.model.side
         key = phase.forward, mixes
         if key not in self.steps:
             forward = build_forward(self.config, self.device, self.network, phase.forward)
@@ -329,7 +332,7 @@ class Trainer:
     def keep_best(self, position: Position) -> None:
         if self.unsaved or self.saved_position != (position.epoch, position.step):
             self.save(position)
-        if self.folder.writes and not self.unsaved:
+        if self.written is not None and not self.unsaved:
             try:
                 checkpoint.keep_best(self.written)
             except RunError as error:

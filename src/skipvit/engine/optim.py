@@ -89,7 +89,9 @@ class AdamW(nn.Cell):
         self.matrices = ParameterTuple(matrices) if weight_decay and matrices else ()
         scaled = multipliers is not None and any(multiplier != 1 for multiplier in multipliers)
         self.multipliers = multipliers if scaled else None  # without, the graph has no trace of them
-        self.of_matrices = tuple(m for m, decays in zip(multipliers, decayed) if decays) if scaled else None
+        self.of_matrices = (
+            tuple(m for m, decays in zip(multipliers, decayed) if decays) if multipliers and scaled else None
+        )
 
     def construct(self, gradients, scale):
         """Update with gradients * scale (a float32 scalar); returns the learning rate used, float32 scalar."""

@@ -85,7 +85,8 @@ def activations(spec: Any, program: Program, compute: int) -> int:
 def _scorers(spec: Any, program: Program, moves: bool) -> int:
     """The [CLS] row; and keys (and values, if they are read) of the tokens that bypassed a block and come back for a
     scorer."""
-    total, steps = 0, program.steps
+    total = 0
+    steps: tuple[Any, ...] = program.steps
     for i, step in enumerate(steps):
         if step.kind == "score" and "cls_row" in step.scorer.reads:
             total += step.before.length * spec.width

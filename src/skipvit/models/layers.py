@@ -6,6 +6,8 @@ Each takes `fused`: MindSpore's own kernels and gradients, right for Ascend; els
 
 from __future__ import annotations
 
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
@@ -27,7 +29,7 @@ class Dense(nn.Cell):
         init: of the weight. Xavier's scale follows the width, so that narrow networks learn from the start too.
     """
 
-    def __init__(self, inputs: int, outputs: int, fused: bool, dtype: ms.Type, init="XavierUniform"):
+    def __init__(self, inputs: int, outputs: int, fused: bool, dtype: ms.Type, init: Any = "XavierUniform"):
         super().__init__()
         self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
         self.weight = Parameter(initializer(init, (outputs, inputs)), name="weight")

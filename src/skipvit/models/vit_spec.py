@@ -104,7 +104,7 @@ class ViTSpec:
         return vit_timm.to_timm(params)
 
     def like(self, shapes: Mapping[str, tuple[int, ...]]) -> ViTSpec:
-        """The same of another size, as far as the shapes of weights, in either layout, tell it; they do not tell heads: 1."""
+        """The same of another size, as far as shapes of weights, in either layout, tell it; of heads they do not: 1."""
         return replace(self, heads=1, **vit_timm.numbers_of(shapes, self.prefix))
 
     def parameters(self) -> int:
@@ -186,7 +186,13 @@ SHAPES = {
 
 def _register(name: str, size: str, patch: int, image_size: int) -> None:
     width, depth, heads = SIZES[size]
-    defaults = {"width": width, "depth": depth, "heads": heads, "patch": patch, "image_size": image_size}
+    defaults: dict[str, Any] = {
+        "width": width,
+        "depth": depth,
+        "heads": heads,
+        "patch": patch,
+        "image_size": image_size,
+    }
 
     @register_model(name)
     def make(**overrides: Any) -> ViTSpec:

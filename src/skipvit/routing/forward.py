@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -44,7 +45,8 @@ class Forward(nn.Cell):
         for name in self.outputs:
             if name not in program.makes:
                 raise ValueError(f"value {name!r} is not made here; there are {', '.join(program.makes)}")
-        self.steps, self.noise_width = program.steps, program.noise_width
+        self.steps: tuple[Any, ...] = program.steps
+        self.noise_width = program.noise_width
         self.selectors = nn.CellList([SELECTORS[formulation](step) for step in program.selections])
         # Nothing in an image's result depends on the other images of its batch.
         self.fixed_noise = Tensor(np.random.default_rng(seed).random((1, program.noise_width), np.float32))

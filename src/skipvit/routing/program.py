@@ -56,7 +56,10 @@ class Embed(Step):
     """Images to tokens. Makes `embed`."""
 
     kind = "embed"
-    makes = ("embed",)
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return ("embed",)
 
 
 class Attend(Step):
@@ -139,14 +142,20 @@ class Norm(Step):
     """The last norm. Makes `norm`."""
 
     kind = "norm"
-    makes = ("norm",)
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return ("norm",)
 
 
 class Head(Step):
     """Tokens to logits. Makes `logits`."""
 
     kind = "head"
-    makes = ("logits",)
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return ("logits",)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.figure import Figure
 
 from skipvit.config.phases import Phase
@@ -39,7 +41,7 @@ def curves(records: list[dict], phases: tuple[Phase, ...]) -> Figure:
     return figure
 
 
-def _value(record: dict, key):
+def _value(record: Any, key):
     for part in (key,) if isinstance(key, str) else ("val", *key):
         record = record.get(part) if record is not None else None
     return record

@@ -9,8 +9,8 @@ from skipvit.util.errors import UsageError
 
 try:
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] protobuf makes it
+    from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 except ImportError:
     EventsWriter = None
 
@@ -27,6 +27,7 @@ class Events:
 
     def __init__(self, folder: Path):
         folder.mkdir(exist_ok=True)
+        assert EventsWriter is not None  # see `require`
         self.writer = EventsWriter(str(folder / "events"))
 
     def add(self, record: dict) -> None:

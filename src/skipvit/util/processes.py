@@ -70,8 +70,8 @@ def settle() -> None:
     if lifeline:
         end_with_pipe(int(lifeline))
     elif launcher:
-        end_with_parent(_parent)
-        threading.Thread(target=_end_late, args=(_parent,), daemon=True, name="end with launcher").start()
+        end_with_parent(int(launcher))
+        threading.Thread(target=_end_late, args=(int(launcher),), daemon=True, name="end with launcher").start()
 
 
 def is_followed() -> bool:

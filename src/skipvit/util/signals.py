@@ -8,6 +8,7 @@ import sys
 import threading
 from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 from skipvit.util import processes
 
@@ -27,7 +28,7 @@ class StopRequest:
 
     def __init__(self):
         self.name: str | None = None
-        self.before: dict[int, object] = {}
+        self.before: dict[int, Any] = {}
         self.came: int | None = None  # end of a pipe: a byte a signal
         self.reading, self.wakeup, self.said = threading.Lock(), -1, False
 
@@ -44,7 +45,8 @@ class StopRequest:
         self._restore()
         os.close(signal.set_wakeup_fd(self.wakeup))
         with self.reading:
-            os.close(self.came)
+            if self.came is not None:
+                os.close(self.came)
             self.came = None
 
     def asked(self) -> bool:

@@ -11,16 +11,24 @@ import numpy as np
 class Source(Protocol):
     """Images by index; may be read by several threads at once."""
 
-    classes: tuple[str, ...]
-    labels: np.ndarray  # int32 (n,)
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 (n,)."""
+        ...
 
     def __len__(self) -> int: ...
 
     def read(self, i: int) -> bytes | np.ndarray:
         """An encoded file, or uint8 (H, W, 3)."""
+        ...
 
     def name(self, i: int) -> str:
         """What to call image i in a message."""
+        ...
 
-    def identity(self) -> Iterable[bytes | np.ndarray]:
+    def identity(self) -> Iterable[bytes | memoryview]:
         """What tells these images from others with the same labels: names and sizes of files, or the pixels."""
+        ...

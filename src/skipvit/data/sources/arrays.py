@@ -27,8 +27,8 @@ class Arrays:
     def name(self, i: int) -> str:
         return f"image {i}"
 
-    def identity(self) -> list[np.ndarray]:
-        return [self.images]
+    def identity(self) -> list[memoryview]:
+        return [self.images.data]
 
 
 class Subset:
@@ -47,8 +47,8 @@ class Subset:
     def name(self, i: int) -> str:
         return self.source.name(self.indices[i])
 
-    def identity(self) -> list[bytes | np.ndarray]:
-        return [*self.source.identity(), np.array(self.indices, np.int64)]
+    def identity(self) -> list[bytes | memoryview]:
+        return [*self.source.identity(), np.array(self.indices, np.int64).data]
 
 
 class Relabelled(Subset):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -68,7 +68,7 @@ class Cifar(Arrays):
         raise IndexError(i)
 
 
-def open_cifar(folder: Path, kind: Literal["cifar10", "cifar100"], split: Literal["train", "val"]) -> Cifar:
+def open_cifar(folder: Path, kind: str, split: str) -> Cifar:
     """Read a split; val is the official test set, and CIFAR-100's labels are the fine ones.
 
     Args:

@@ -157,7 +157,7 @@ def _walk(root: Path, classes: tuple[str, ...], index: Path | None) -> dict[str,
     bar = tqdm(desc=f"listing {root}", leave=False, unit=" folders", disable=None)
     with ThreadPoolExecutor(THREADS) as pool, bar:
         while level:
-            found = pool.map(lambda entry: _look(root, *entry, known.get(entry[0])), level)
+            found = pool.map(lambda entry: _look(root, entry[0], entry[1], known.get(entry[0])), level)
             below = []
             for (path, _), (folder, above) in zip(level, found):
                 bar.update()

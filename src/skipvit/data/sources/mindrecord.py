@@ -92,8 +92,8 @@ class MindRecord:
         except (ValueError, sqlite3.Error):
             return f"record {row} of {shard}"
 
-    def identity(self) -> list[np.ndarray]:
-        return [self.sizes]
+    def identity(self) -> list[memoryview]:
+        return [self.sizes.data]
 
     def _place(self, i: int) -> tuple[Path, int]:
         k = int(np.searchsorted(self.ends, i, side="right"))

@@ -46,7 +46,7 @@ def convert(source: ImageFolder, out: Path, split: str, shard_size: int) -> str:
     ranges = [range(i, min(i + shard_size, len(source))) for i in range(0, len(source), shard_size)]
     shards = [out / f"{split}_{k:05d}.mindrecord" for k in range(len(ranges))]
     names = hashlib.sha256(source.names)
-    names.update(source.labels)
+    names.update(source.labels.data)
     plan = Plan(
         shard_size=shard_size,
         classes=[_text(name) for name in source.classes],
