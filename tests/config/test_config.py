@@ -1,43 +1,52 @@
 """Configuration: every shipped recipe is read, every wrong one is refused in one line that names the key."""
 
 import argparse
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from skipvit.config import config as configuration
-from skipvit.config.config import Config
-from skipvit.measure.macs import forward_macs
-from skipvit.routing.routing import Route
+from skipvit.cli.options import OneLineParser, from_words
+from skipvit.config.config import Config, to_yaml
+from skipvit.config.reading import load_config
+from skipvit.models.arithmetic import forward_macs
+from skipvit.routing.spec import Route
 from skipvit.util.errors import UsageError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 GOOD = {
     "name": "a",
-    "model": {"size": "tiny", "depth": 6, "patch": 4, "image_size": 32, "num_classes": 10},
+    "model": {"name": "vit_tiny_patch16_224", "depth": 6, "patch": 4, "image_size": 32, "num_classes": 10},
     "routes": [{"start": 2, "end": 4}],
-    "phases": {"dense_warmup_epochs": 1},
+    "phases": [{"epochs": 1, "routes": []}, {}],
     "optim": {"epochs": 8, "warmup_epochs": 1},
 }
+
+SMALL = {"model": {"image_size": 32, "num_classes": 10}}
 
 
 def read(tmp_path, values, words=()):
     path = tmp_path / "run.yaml"
     path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
-    parser = configuration.OneLineParser(prog="train.py")
+    parser = OneLineParser(prog="train.py")
     parser.add_argument("--config", default=str(path))
-    return configuration.from_words(parser, list(words))[0]
+    return from_words(parser, list(words))[0]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_recipe_is_valid_and_named_as_its_file(path):
-    config = configuration.read(path)
+    config = load_config(path)
     assert config.name in (path.stem, path.stem.removesuffix("_cpu"))
 
 
 def test_recipes_come_in_pairs_that_differ_in_their_routes_only():
-    by_name = {path.stem: configuration.read(path) for path in CONFIGS}
+    by_name = {path.stem: load_config(path) for path in CONFIGS}
     names = [name for name in by_name if name.startswith("skipvit_")]
     twins = [
         (name, "vit_" + name.removeprefix("skipvit_").removeprefix("conservative_").removeprefix("fast_"))
@@ -55,30 +64,116 @@ def test_file_sets_and_command_line_overrides(tmp_path):
     assert (config.optim.lr, config.model.depth, config.augment.crop) == (1e-2, 5, "pad")
     assert config.optim.epochs == 8  # from the file
     assert config.optim.beta1 == 0.9  # the default
-    assert config.routes == [Route(2, 4, 0.45, "cls_attention", True, False)]
+    assert config.routes == [Route(start=2, end=4)]
 
 
 def test_routes_on_the_command_line_are_yaml(tmp_path):
     words = ["--routes", "[{start: 1, end: 6, keep_ratio: 0.3, scorer: random, restore: false}]"]
-    assert read(tmp_path, GOOD, words).routes == [Route(1, 6, 0.3, "random", False, False)]
+    assert read(tmp_path, GOOD, words).routes == [Route(start=1, end=6, keep_ratio=0.3, scorer="random", restore=False)]
     assert read(tmp_path, GOOD, ["--routes", "[]"]).routes == []
 
 
 @pytest.mark.parametrize(
-    ("share", "epochs", "warmup"), [("5%", 300, 15), ("5%", 8, 1), ("20%", 8, 2), ("3.3%", 300, 10), ("0%", 300, 0)]
+    ("given", "epochs", "lengths"),
+    [
+        (["5%", None], 300, [15, 285]),
+        (["5%", None], 8, [1, 7]),
+        (["20%", None], 8, [2, 6]),
+        (["3.3%", None], 300, [10, 290]),
+        (["0%", None], 300, [300]),
+        ([0, None], 300, [300]),
+        (["5%", None, "5%"], 8, [1, 6, 1]),
+        (["5%", None, "5%"], 300, [15, 270, 15]),
+        (["20%", "20%", "20%", "20%", None], 8, [2, 1, 2, 1, 2]),
+        (["50%", "50%"], 7, [4, 3]),
+        ([2, 3, 3], 8, [2, 3, 3]),
+        ([2, "25%", None], 8, [2, 2, 4]),
+    ],
 )
-def test_a_share_of_the_run_is_rounded_to_epochs_and_at_least_one(tmp_path, share, epochs, warmup):
-    words = ["--phases.dense_warmup_epochs", share, "--optim.epochs", str(epochs)]
-    config = read(tmp_path, GOOD, words)
-    assert config.phase_lengths() == (warmup, epochs - warmup, 0)
-    assert f"dense_warmup_epochs: {warmup}\n" in configuration.to_yaml(config)
+def test_phases_take_epochs_shares_or_the_rest(given, epochs, lengths):
+    config = Config(
+        **GOOD | {"phases": [{"epochs": e} for e in given], "optim": {"epochs": epochs, "warmup_epochs": 0}}
+    )
+    phases = config.resolved_phases()
+    assert [phase.epochs for phase in phases] == lengths
+    assert [phase.first for phase in phases] == [sum(lengths[:i]) for i in range(len(lengths))]
+    assert phases[-1].end == epochs
+
+
+def test_phases_differ_in_what_they_say_and_forwards_have_names():
+    other = [{"start": 1, "end": 3, "keep_ratio": 0.7}]
+    phases = [
+        {"epochs": 1, "routes": [], "image_size": 16, "augment": {"hflip": 0.25}},
+        {"epochs": 1, "routes": other},
+        {"epochs": 2, "name": "long"},
+        {"epochs": 1, "routes": other, "image_size": 24},
+        {"epochs": 1, "routes": other},
+        {"routes": []},
+    ]
+    config = Config(**GOOD | {"phases": phases, "augment": {"hflip": 0.5, "crop": "pad"}})
+    found = config.resolved_phases()
+    names = ["dense@16", "phase2", "routed", "phase4@24", "phase2", "dense"]
+    assert [phase.forward for phase in found] == names
+    assert [phase.name for phase in found] == [*names[:2], "long", *names[3:]]
+    assert [phase.config.model.image_size for phase in found] == [16, 32, 32, 24, 32, 32]
+    assert (found[0].config.augment.hflip, found[1].config.augment.hflip) == (0.25, 0.5)
+    assert found[0].config.augment.crop == "pad"
+    assert list(config.forwards()) == ["dense", "routed", "dense@16", "phase2", "phase4@24"]
+    assert (config.trained(), config.main(), config.evaluated()) == ("dense", "dense", ("dense", "routed"))
+    assert config.program("phase4@24").steps[0].after.patches == 36 and config.program("phase2").image_size == 32
+    assert config.noise_width() == max(config.program(name).noise_width for name in config.forwards())
 
 
 def test_the_forward_that_counts_is_the_last_trained_unless_it_is_named(tmp_path):
-    cooled = ["--phases.dense_cooldown_epochs", "1"]
+    cooled = ["--phases", "[{epochs: 1, routes: []}, {}, {epochs: 1, routes: []}]"]
     assert read(tmp_path, GOOD).main() == "routed" and read(tmp_path, GOOD, cooled).main() == "dense"
-    named = read(tmp_path, GOOD, ["--phases.evaluate", "dense", "--ema.decay", "0.99"])
+    named = read(tmp_path, GOOD, ["--eval.main", "dense", "--ema.decay", "0.99"])
     assert (named.trained(), named.main(), named.best()) == ("routed", "dense", "dense_ema")
+
+
+OLD = {
+    "name": "a",
+    "model": {"size": "small", "width": None, "patch": 16, "image_size": 224, "num_classes": 1000, "gelu": "tanh"},
+    "routes": [{"start": 4, "end": 11, "scorer": "sampled_cls_attention", "temperature": 2.0, "random_share": None}],
+    "phases": {"dense_warmup_epochs": 15, "dense_cooldown_epochs": 5, "evaluate": "routed"},
+    "data": {"kind": "image_folder", "path": "x"},
+    "optim": {"epochs": 300},
+}
+
+
+def test_configurations_of_earlier_versions_are_read(tmp_path):
+    config = read(tmp_path, OLD)
+    assert (config.model.name, config.model.patch, config.model.image_size) == ("vit_small_patch16_224", None, 224)
+    assert [(p.forward, p.epochs) for p in config.resolved_phases()] == [("dense", 15), ("routed", 280), ("dense", 5)]
+    assert (config.trained(), config.main()) == ("dense", "routed")
+    assert config.routes[0].knobs == {"temperature": 2.0}
+    small = OLD["model"] | {"size": "tiny", "patch": 4, "image_size": 32, "num_classes": 10}
+    config = read(tmp_path, OLD | {"model": small, "routes": [], "phases": {"dense_warmup_epochs": 400}})
+    spec = config.model.spec()
+    assert (spec.width, spec.patch, spec.image_size) == (192, 4, 32)
+    assert [(p.forward, p.epochs) for p in config.resolved_phases()] == [("dense", 300)]
+
+
+def test_a_configuration_made_in_python_is_checked_like_a_file():
+    with pytest.raises(ValidationError, match="model.patch: 16 does not divide image_size 30"):
+        Config(model={"image_size": 30, "num_classes": 10})
+    with pytest.raises(ValidationError, match="optim.warmup_epochs: 50.0 is more than optim.epochs 10"):
+        Config(**GOOD | {"phases": [], "optim": {"epochs": 10, "warmup_epochs": 50}})
+    with pytest.raises(ValidationError, match="routes.0.end: a token restored after the last block"):
+        Config(**GOOD | {"routes": [Route(start=1, end=6)]})
+
+
+def test_configuration_and_help_need_no_mindspore():
+    code = (
+        "import sys, time; begun = time.perf_counter(); import skipvit; "
+        "config = skipvit.load_config('skipvit_small_imagenet.yaml'); config.program('routed'); "
+        "from skipvit.cli.train import parser; from skipvit.cli.options import overriding\n"
+        "try: overriding(parser(), ['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'mindspore', 'matplotlib', 'scipy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.stderr == "[]\n" and "--phases" in result.stdout
 
 
 def test_environment_variables_do_not_describe_a_run(tmp_path, monkeypatch):
@@ -89,17 +184,17 @@ def test_environment_variables_do_not_describe_a_run(tmp_path, monkeypatch):
 
 def test_written_configuration_reads_back_equal(tmp_path):
     config = read(tmp_path, GOOD)
-    (tmp_path / "again.yaml").write_text(configuration.to_yaml(config))
-    assert configuration.read(tmp_path / "again.yaml") == config
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "again.yaml") == config
 
 
 def test_help_documents_every_key_with_its_default():
     parser = argparse.ArgumentParser()
     from pydantic_settings import CliSettingsSource
 
-    CliSettingsSource(configuration.Config, root_parser=parser)
+    CliSettingsSource(Config, root_parser=parser)
     actions = {option: action for action in parser._actions for option in action.option_strings}
-    for group, field in configuration.Config.model_fields.items():
+    for group, field in Config.model_fields.items():
         keys = [group]
         if hasattr(field.annotation, "model_fields"):
             keys = [f"{group}.{key}" for key in field.annotation.model_fields]
@@ -131,33 +226,29 @@ REFUSED = [
     (with_key("routes", [{"start": 1, "end": 4}, {"start": 3, "end": 5}]), "routes.1.start: block 3 overlaps"),
     (with_key("routes", [{"end": 4}]), "routes.0.start is missing"),
     (with_key("routes", "cls"), "routes: "),
-    (with_key("model.patch", 5), "model.patch: 5 does not divide model.image_size 32"),
+    (with_key("model.patch", 5), "model.patch: 5 does not divide image_size 32"),
     (with_key("model.heads", 5), "model.heads: 5 does not divide the width 192"),
-    (with_key("model.size", "huge"), "model.size: input should be 'tiny', 'small', 'base' or 'large', got 'huge'"),
+    (with_key("model.name", "vit_smal_patch16_224"), "is not a model; did you mean vit_small_patch16_224?"),
     (with_key("model.image_size", 64), "data.kind: shapes are 32 x 32"),
     (with_key("optim.lr", "fast"), "optim.lr: "),
     (with_key("optim.lr", float("nan")), "optim.lr: "),
     (with_key("optim.lr", -1), "optim.lr: input should be greater than 0, got -1"),
     (with_key("optim.warmup_epochs", 9), "optim.warmup_epochs: 9.0 is more than optim.epochs 8"),
     (with_key("optim.min_lr", 1), "optim.min_lr: 1.0 is larger than optim.lr"),
-    (with_key("phases.dense_warmup_epochs", 8), "phases: 8 + 0 dense epochs leave none"),
-    (
-        with_key("phases.dense_warmup_epochs", "110%"),
-        "phases.dense_warmup_epochs: input should be a whole number of epochs, or a share",
-    ),
-    (
-        with_key("phases.dense_warmup_epochs", -1),
-        "phases.dense_warmup_epochs: input should be a whole number of epochs, or a share",
-    ),
-    (
-        with_key("phases.dense_warmup_epochs", 1.5),
-        "phases.dense_warmup_epochs: input should be a whole number of epochs, or a share",
-    ),
-    (with_key("phases.dense_cooldown_epochs", "90%"), "phases: 1 + 7 dense epochs leave none"),
-    (
-        with_key("phases", {"evaluate": "routed"}) | {"routes": []},
-        "phases.evaluate: there is no routed forward without routes",
-    ),
+    (with_key("phases.0.epochs", 8), "phases: 8 epochs of the others leave none of optim.epochs 8 for phases.1"),
+    (with_key("phases.0.epochs", "110%"), "phases.0.epochs: input should be a whole number of epochs, or a share"),
+    (with_key("phases.0.epochs", -1), "phases.0.epochs: input should be a whole number of epochs, or a share"),
+    (with_key("phases.0.epochs", 1.5), "phases.0.epochs: input should be a whole number of epochs, or a share"),
+    (with_key("phases", [{"epochs": 3}, {"epochs": 4}]), "phases: 7 epochs together, optim.epochs is 8"),
+    (with_key("phases", [{}, {}]), "phases.1.epochs: only one phase may leave its epochs open, phases.0 does"),
+    (with_key("phases", [{"image_size": 30}]), "phases.0.model.patch: 4 does not divide image_size 30"),
+    (with_key("phases", [{"augment": {"hflipp": 1}}]), "phases.0.augment.hflipp: extra inputs are not permitted"),
+    (with_key("phases", [{"routes": [{"start": 0}]}]), "phases.0.routes.0.scorer: cls_attention reads the attention"),
+    (with_key("phases.0.epoch", 1), "phases.0.epoch is not a key; did you mean epochs?"),
+    (with_key("eval", {"main": "routed"}) | {"routes": []}, "eval.main: there is no routed forward without routes"),
+    (with_key("eval", {"main": "phase3"}), "eval.main: phase3 is not a forward of this run; there are dense, routed"),
+    (with_key("eval", {"forwards": ["dens"]}), "eval.forwards: dens is not a forward of this run"),
+    (with_key("imports", ["nowhere.py"]), "nowhere.py is not a Python file"),
     (with_key("data.kind", "image_folder"), "data.path: image_folder needs the folder"),
     (with_key("data", {"kind": "cifar100", "path": "x"}), "model.num_classes: cifar100 has 100 classes, not 10"),
     (with_key("checkpoint.best", "dense_ema"), "checkpoint.best: there are no averaged weights with ema.decay 0"),
@@ -198,7 +289,7 @@ def test_wrong_configuration_is_refused_in_one_line(tmp_path, values, message):
         (["--optim.lr"], "--optim.lr"),
         (["extra"], "extra"),
         (["--model", "small"], "a group such as --model takes no value of its own"),
-        (["--routes", "[{start: 1"], "--routes is not YAML"),
+        (["--routes", "[{start: 1"], "--routes, --phases: not YAML"),
         (["--routes", "[{start: 1, end: 3, fuze: true}]"], "routes.0.fuze is not a key; did you mean fuse?"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file"),
     ],
@@ -211,18 +302,15 @@ def test_wrong_command_line_is_refused_in_one_line(tmp_path, words, message):
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if "GMACs" in path.read_text()], ids=lambda path: path.stem)
 def test_the_costs_in_a_recipes_header_are_those_of_its_network(path):
-    header, config = path.read_text().split("\nname:")[0], configuration.read(path)
-    model = config.model
-    dense, *routed = (
-        forward_macs(model.shape(), model.patch, model.tokens, model.num_classes, spans) / 1e9
-        for spans in ((), config.spans())[: 1 + bool(config.routes)]
-    )
-    assert f"{dense:.2f} GMACs an image" in header
-    for after in routed:
-        assert f"{after:.2f} after ({dense / after:.2f} x fewer" in header
-        dense_share = (config.phases.dense_warmup_epochs + config.phases.dense_cooldown_epochs) / config.optim.epochs
+    header, config = path.read_text().split("\nname:")[0], load_config(path)
+    macs = {name: forward_macs(config.model.spec(), config.program(name)) / 1e9 for name in config.forwards()}
+    assert f"{macs['dense']:.2f} GMACs an image" in header
+    if config.routes:
+        ratio = macs["dense"] / macs["routed"]
+        assert f"{macs['routed']:.2f} after ({ratio:.2f} x fewer" in header
+        cost = sum(phase.epochs * macs[phase.forward] for phase in config.resolved_phases())
         if "over the whole run" in header:
-            assert f"{1 / (dense_share + (1 - dense_share) * after / dense):.2f} x over the whole run" in header
+            assert f"{config.optim.epochs * macs['dense'] / cost:.2f} x over the whole run" in header
 
 
 @pytest.mark.parametrize(
@@ -239,10 +327,10 @@ def test_the_costs_in_a_recipes_header_are_those_of_its_network(path):
     ],
 )
 def test_other_devices_share_the_images_of_an_update(batch, images, devices, expected):
-    config = Config(data={"batch_size": batch}).divided(images, devices)
+    config = Config(**SMALL, data={"batch_size": batch}).divided(images, devices)
     assert (config.data.batch_size, config.optim.accumulate) == expected
     assert config.update_images(devices) == images
-    assert config.peak_lr(devices) == Config(data={"batch_size": images}).peak_lr(1)
+    assert config.peak_lr(devices) == Config(**SMALL, data={"batch_size": images}).peak_lr(1)
 
 
 def test_devices_that_cannot_share_an_update_are_refused_with_those_that_can():
@@ -250,16 +338,16 @@ def test_devices_that_cannot_share_an_update_are_refused_with_those_that_can():
         UsageError,
         match="run: its updates take 1024 images, .* 6 devices .*; numbers of devices that can: 1, 2, 4, 8, 16$",
     ):
-        Config().divided(1024, 6)
+        Config(**SMALL).divided(1024, 6)
     with pytest.raises(
         UsageError, match="would make 1031 batches of 2 of them; use a data.batch_size that divides 2062"
     ):
-        Config(data={"batch_size": 1000}).divided(2062, 1)
+        Config(**SMALL, data={"batch_size": 1000}).divided(2062, 1)
 
 
 def test_machines_with_other_paths_have_the_same_fingerprint_and_with_other_rates_not():
     same = [
-        Config(data={"path": path, "workers": workers}, init={"weights": path}).fingerprint()
+        Config(**SMALL, data={"path": path, "workers": workers}, init={"weights": path}).fingerprint()
         for path, workers in (("/a", 1), ("/b", 8))
     ]
-    assert same[0] == same[1] != Config(optim={"lr": 1.0}).fingerprint()
+    assert same[0] == same[1] != Config(**SMALL, optim={"lr": 1.0}).fingerprint()

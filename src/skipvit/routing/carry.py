@@ -1,9 +1,9 @@
 """Carriers: what becomes of the tokens that a route does not keep.
 
 A carrier says how many tokens it adds to the sequence and whether the others return, and has three functions of a
-selector: into the span, where each token is then, and out of it again. There are selectors of tensors (`routing.select`)
-and one that writes an ONNX graph (`weights.onnx`). Sources: SkipViT (arXiv 2401.15293) for the bypass, EViT (2202.07800)
-for the fused token.
+selector: into the span, where each token is then, and out of it again. There are selectors of tensors
+(`routing.select`) and one that writes an ONNX graph (`weights.onnx`). Sources: SkipViT (arXiv 2401.15293) for the
+bypass, EViT (2202.07800) for the fused token.
 """
 
 from __future__ import annotations

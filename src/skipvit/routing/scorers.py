@@ -54,8 +54,8 @@ class Scorer:
         noise: columns of random numbers that it reads for each patch, and for each image.
         knobs: its own parameters by name.
         onnx: the same outside training as nodes of a graph, see `weights.onnx.Graph`: a function of graph, step,
-            signals (names of nodes' results) and noise (float32 (columns,), for every image the same) that returns ranking and
-            weights, names or arrays (patches,); None: it cannot be exported to ONNX.
+            signals (names of nodes' results) and noise (float32 (columns,), for every image the same) that returns ranking
+            and weights, names or arrays (patches,); None: it cannot be exported to ONNX.
     """
 
     score: Callable[..., Any]
@@ -183,8 +183,8 @@ def inverse_cls_attention(step: Any, signals: Any, noise: Any, training: bool) -
     onnx=_mean_row_onnx,
 )
 def sampled_cls_attention(step: Any, signals: Any, noise: Any, training: bool) -> Any:
-    """Tokens drawn without replacement, each with chances in proportion to attention ** (1 / temperature): the largest of
-    log(attention) + temperature x Gumbel noise. Outside training the temperature is 0."""
+    """Tokens drawn without replacement, each with chances in proportion to attention ** (1 / temperature): the largest
+    of log(attention) + temperature x Gumbel noise. Outside training the temperature is 0."""
     weights = ops.ReduceMean()(signals["cls_row"], 1)
     temperature = step.knobs["temperature"]
     if not training or temperature == 0:
@@ -197,8 +197,8 @@ def sampled_cls_attention(step: Any, signals: Any, noise: Any, training: bool) -
     "mixed_cls_attention", reads=("cls_row",), noise=(1, 1), knobs={"random_share": (0.5, 0, 1)}, onnx=_mean_row_onnx
 )
 def mixed_cls_attention(step: Any, signals: Any, noise: Any, training: bool) -> Any:
-    """At random for an image whose own draw is below `random_share`, else by the attention of [CLS]; outside training always
-    that."""
+    """At random for an image whose own draw is below `random_share`, else by the attention of [CLS]; outside training
+    always that."""
     weights = ops.ReduceMean()(signals["cls_row"], 1)
     if not training:
         return weights, weights

@@ -65,7 +65,7 @@ class Selector(nn.Cell):
         return ops.Concat(1)(parts)
 
     def take_and_fuse(self, x: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-        """The tokens that stay, then the mean of the patches that do not, weighted by `weights`, float32 (B, patches)."""
+        """The tokens that stay, then the mean of those that do not, weighted by `weights`, float32 (B, patches)."""
         batch, sequence, _ = x.shape
         others = weights * (1.0 - ops.Slice()(mask, (0, self.before.prefix), (batch, self.before.patches)))
         row = others / (ops.ReduceSum(keep_dims=True)(others, 1) + 1e-12)
