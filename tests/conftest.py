@@ -11,7 +11,8 @@ MOST_PROCESSES = 4  # each takes up to two GiB
 
 worker = os.environ.get("PYTEST_XDIST_WORKER", "")
 if worker.startswith("gw") and hasattr(os, "sched_setaffinity"):
-    # Two MindSpore processes on two cores run at less than half speed unless each has one. Before MindSpore makes its threads.
+    # Two MindSpore processes on two cores run at less than half speed unless each has one. Before MindSpore makes its
+    # threads.
     mine = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {mine[int(worker[2:]) % len(mine)]})
 

@@ -40,7 +40,7 @@ class Trace:
 
     Attributes:
         kept: per route, positions in the image of the kept patch tokens, ascending.
-        slots: per route, the place in the sequence behind it of the token that each patch of the image lives in; -1: none.
+        slots: per route, the place in the sequence of the token that each patch of the image lives in; -1: none.
         rankings: per route, what the entering patch tokens were sorted by.
         scores: per route, the weights of the fused token before normalisation (also where nothing is fused).
         cls_attention: per block, what [CLS] pays each patch of the sequence that its attention saw, mean over heads.
@@ -84,8 +84,8 @@ class Planned:
 
 
 def planned(routes, depth: int) -> list[Planned]:
-    """Borders of routes in a network of `depth` blocks: numbers, from the end if negative, or shares of the depth rounded half up to
-    a block inside; no end: the depth, for good; `each`: one route for every block."""
+    """Borders of routes in `depth` blocks: numbers, from the end if negative, or shares of the depth rounded
+    half up to a block inside; no end: the depth, for good; `each`: one route for every block."""
 
     def block(border):
         if isinstance(border, str):
@@ -116,7 +116,7 @@ def forward(
     exact_gelu: bool = False,
     scores: list[np.ndarray] | None = None,
 ) -> Trace:
-    """Forward of images (B, H, W, 3) along `Route` objects; `scores`, of an earlier trace, takes the place of what the scorers would say.
+    """Forward of images (B, H, W, 3) along `Route` objects; `scores`, of an earlier trace, replaces the scorers'.
 
     Fixed scores are what a finite difference needs: by design no gradient flows through a score, so neither the
     selection nor the weights of a fused token may move with the parameters.

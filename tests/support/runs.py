@@ -30,7 +30,9 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def make_run():
-    """make_run(folder, **groups): the folder of a run that ended after its second epoch, and its averaged weights by name."""
+    """make_run(folder, **groups): the folder of a run that ended after its second epoch, and its averaged weights by
+    name.
+    """
 
     def make(folder, seed=17, **groups):
         from mindspore import Parameter, Tensor

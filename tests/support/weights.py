@@ -11,7 +11,9 @@ def random_weights(width, depth, patch, grid, classes, seed):
 
 
 def drawn(shapes, seed):
-    """Values for all weights of a network by name, float32: large enough that attention is far from flat and that classes differ."""
+    """Values for all weights of a network by name, float32: large enough that attention is far from flat and that
+    classes differ.
+    """
     rng, values = np.random.default_rng(seed), {}
     for name, shape in shapes.items():
         scale, centre = 0.3, 0.0

@@ -9,7 +9,9 @@ random-LTD (2211.11586) for random routes. Who ranks the tokens: `routing.scorer
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -24,15 +26,13 @@ from skipvit.util.text import nearest
 
 def _border(value: Any) -> Any:
     """A block's number, from the front or the back, or a fraction of the depth, which is kept as it is written."""
-    if isinstance(value, str):
-        try:
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,6}(/\d{1,6})?|0?\.\d{1,6}", value.strip()):
+        with suppress(ZeroDivisionError):
             share = Fraction(value.strip())
-        except (ValueError, ZeroDivisionError):
-            share = None
-        if share is not None and share.denominator == 1:
-            return int(share)
-        if share is not None and 0 < share < 1:
-            return f"{share.numerator}/{share.denominator}"
+            if share.denominator == 1:
+                return int(share)
+            if 0 < share < 1:
+                return f"{share.numerator}/{share.denominator}"
     elif isinstance(value, int) and not isinstance(value, bool):
         return value
     raise PydanticCustomError("border", "input should be a block's number, or a share of the depth such as 1/3")
