@@ -245,8 +245,11 @@ def finish(config: Config, device: str, network: nn.Cell, folder: RunFolder, spl
             log.info(f"broken images were left out: {listing}")
     routed = next((name for name in (config.main(), *config.evaluated()) if config.program(name).selections), None)
     if routed:
-        with replacing(folder.path / "bypassed.png") as partial:
-            draw_kept(config, device, network, splits, routed).savefig(partial, dpi=110, format="png")
+        try:
+            with replacing(folder.path / "bypassed.png") as partial:
+                draw_kept(config, device, network, splits, routed).savefig(partial, dpi=110, format="png")
+        except Exception as error:  # the run is finished, whatever the figure fails for
+            folder.warn(f"{folder.path / 'bypassed.png'}: not drawn ({one_line(error)})")
     log.info(f"curves, {'image of bypassed patches, ' if routed else ''}checkpoints: {folder.path}")
 
 
@@ -254,10 +257,10 @@ def draw_kept(config: Config, device: str, network: nn.Cell, splits: Splits, nam
     """Figure of validation images, evenly spaced over the set, with what a forward keeps and predicts."""
     program = config.program(name)
     chosen = evenly_spaced(splits.val, SHOWN)
-    images, labels, noise = sample(config, splits.val, chosen, config.noise_width())
+    images, labels, noise = sample(config.at_size(program.image_size), splits.val, chosen, config.noise_width())
     slots = [f"routes.{step.route}.slots" for step in program.selections]
     found = build_forward(config, device, network, name, ("logits", *slots)).by_name(images, noise)
     classes, guesses = splits.val.classes, found["logits"].argmax(1)
     captions = [f"{classes[label]} → {classes[guess]}" for label, guess in zip(labels, guesses)]
     kept = [kept_positions(found[slot], step.after) for slot, step in zip(slots, program.selections)]
-    return kept_figure(images, kept, captions, config.model.spec().grid())
+    return kept_figure(images, kept, captions, config.model.spec().grid(program.image_size))

@@ -14,7 +14,7 @@ from skipvit.data.broken import Bad
 from skipvit.data.open import batches_of, open_source, prepared
 from skipvit.data.sources.files import Files, find_images
 from skipvit.data.sources.shapes import generate
-from skipvit.insight.figures import attention_heat, dim_bypassed, drawable, kept_figure, prediction_figure
+from skipvit.insight.figures import attention_heat, dim_bypassed, drawable, kept_figure
 from skipvit.insight.predict import attention_of_cls, predict
 from skipvit.models.vit_spec import ViTSpec
 from skipvit.routing.program import compile_program
@@ -260,7 +260,7 @@ def test_heat_and_kept_patches_line_up_with_the_image():
         cells = attention_heat(image, of_image, 4).astype(int).sum(-1).reshape(4, 8, 4, 8)
         assert (cells == cells[:, :1, :, :1]).all()  # whole patches
         assert np.array_equal(np.argsort(cells[:, 0, :, 0].ravel()), np.argsort(of_image))
-    figure = prediction_figure(images, kept, attention, [("above", "below")] * 3, 4, "title")
+    figure = kept_figure(images, kept, ["above"] * 3, 4, attention, ["below"] * 3, "title")
     panels = [[axis.get_images()[0].get_array() for axis in panel.axes] for panel in figure.subfigs]
     for i, (one_image, dimmed, heat) in enumerate(panels):
         assert np.array_equal(one_image, images[i])

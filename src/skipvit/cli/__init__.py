@@ -25,10 +25,7 @@ COMMANDS = {
     "report": ("skipvit.lab.report", "what a sweep showed: one HTML page, Markdown, figures"),
     "pipeline": ("skipvit.cli.pipeline", "time the data pipeline alone: images a second and cores a device needs"),
     "bench": ("skipvit.cli.bench", "time training or inference of several configs side by side"),
-    "cost": (
-        "skipvit.cli.cost",
-        "parameters, multiply-accumulates, memory and ideal gain of a config, by arithmetic",
-    ),
+    "cost": ("skipvit.cli.cost", "parameters, multiply-accumulates, memory and ideal gain of a config, by arithmetic"),
     "audit": ("skipvit.cli.audit", "operators that an Ascend 910A would run slowly or not at all; needs no device"),
     "importance": ("skipvit.cli.importance", "measure what a trained network keeps: objects, deletion, stability"),
     "convert": ("skipvit.cli.convert", "timm weights (.safetensors) to a checkpoint, and back"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from skipvit.cli.options import OneLineParser, from_words
 from skipvit.cli.trained import add_trained, config_of, trained
 
@@ -35,10 +33,7 @@ def parser() -> OneLineParser:
 
 def main(words: list[str]) -> None:
     config, options = from_words(parser(), words, config_of)
-    from skipvit.insight.importance import as_text, importance
+    from skipvit.insight.importance import importance
 
-    source = trained(config, options)
     scorers = options.scorers.split(",") if options.scorers else None
-    print(as_text(importance(source, scorers, options.images, options.masks, options.out)))
-    folder = options.out or (Path(options.run) if options.run else source.run.path) / "importance"
-    print(f"numbers and images: {folder}")
+    importance(trained(config, options), scorers, options.images, options.masks, options.out)

@@ -57,7 +57,8 @@ def main(words: list[str]) -> None:
 
     from skipvit.insight.predict import MOST_SHOWN, as_dict, predict, sheet
 
-    source, found, shown, bad = trained(config, options), [], [], {}
+    source = trained(config, options)
+    found, shown, bad = [], [], {}
     classes, top = source.classes, min(options.top, config.model.num_classes)
     if not options.json:
         print(source.describe(), flush=True)
@@ -72,7 +73,7 @@ def main(words: list[str]) -> None:
         print(json.dumps(as_dict(source, found, bad)))
     for path, reason in bad.items():
         print(f"{printable(path)}: {reason}", file=sys.stderr)
-    if shown:
+    if show and shown:
         with replacing(show) as partial:
             sheet(source, shown).savefig(partial, dpi=110)
         if not options.json:

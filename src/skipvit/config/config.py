@@ -161,6 +161,10 @@ class Config(BaseSettings):
         found = self.forwards()[forward]
         return compile_program(self.model.spec(), found.routes, forward, found.image_size, probes)
 
+    def at_size(self, image_size: int) -> Config:
+        """This configuration for images of another size, to prepare them by."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"image_size": image_size})})
+
     def noise_width(self) -> int:
         """Columns of random numbers an image that suffice for all of its forwards."""
         return max(self.program(name).noise_width for name in self.forwards())

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
@@ -26,6 +27,7 @@ NOT_MODEL = ("optimizer.", "trainer.", "ema.")
 BEST = "best.ckpt"
 POSITION = "trainer.position."
 OLD_IMAGES = POSITION + "pictures"  # as earlier versions called it
+T = TypeVar("T")
 _NAME = re.compile(r"epoch_(\d{4,})_step_(\d{6,})\.ckpt")
 
 
@@ -182,7 +184,7 @@ def restore_weights(path: Path, network: nn.Cell, averaged: bool = False) -> boo
     return averaged
 
 
-def weights_of(entries: dict[str, np.ndarray], averaged: bool) -> dict[str, np.ndarray]:
+def weights_of(entries: dict[str, T], averaged: bool) -> dict[str, T]:
     """The network's weights among a checkpoint's entries.
 
     Args:

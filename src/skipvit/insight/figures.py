@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -50,37 +52,45 @@ def attention_heat(image: np.ndarray, attention: np.ndarray, grid: int) -> np.nd
     return (0.65 * colours + 0.35 * image.mean(-1, keepdims=True)).astype(np.uint8)
 
 
-def kept_figure(images: np.ndarray, kept: list[np.ndarray], captions: list[str], grid: int) -> Figure:
-    """Each image beside itself with the patches that each route bypasses dimmed.
+def kept_figure(
+    images: np.ndarray,
+    kept: list[np.ndarray],
+    captions: list[str],
+    grid: int,
+    attention: np.ndarray | None = None,
+    below: Sequence[str] = (),
+    title: str = "",
+) -> Figure:
+    """Each image beside itself with the patches that each route bypasses dimmed, and with what [CLS] attends to.
 
     Args:
         images: uint8 (n, S, S, 3).
-        kept: for each route, int (n, k).
-        captions: a title for each image.
+        kept: for each route, int (n, k); the first routes are drawn.
+        captions: a title for each image; below: a text for each, too.
         grid: patches a side.
-    """
-    views = [[image, *_dimmed(image, kept, i, grid)] for i, image in enumerate(images)]
-    return _figure(views, [(caption, "") for caption in captions])
-
-
-def prediction_figure(
-    images: np.ndarray,
-    kept: list[np.ndarray],
-    attention: np.ndarray | None,
-    captions: list[tuple[str, str]],
-    grid: int,
-    title: str,
-) -> Figure:
-    """As `kept_figure`, with what [CLS] attends to beside, a caption above and one below each, and a title.
-
-    Args:
         attention: float (n, grid * grid), or None.
     """
-    views = [[image, *_dimmed(image, kept, i, grid)] for i, image in enumerate(images)]
-    if attention is not None:
-        for i, view in enumerate(views):
-            view.append(attention_heat(images[i], attention[i], grid))
-    return _figure(views, captions, title)
+    views = []
+    for i, image in enumerate(images):
+        views.append([image, *(dim_bypassed(image, of_route[i], grid) for of_route in kept[:MOST_ROUTES])])
+        if attention is not None:
+            views[i].append(attention_heat(image, attention[i], grid))
+    width = len(views[0])
+    columns = min(4, len(views)) if width < 4 else min(2, len(views))
+    rows = -(-len(views) // columns)
+    height = (1.8 if below else 1.5) * rows + (0.3 if title else 0.0)
+    figure = Figure(figsize=(1.35 * columns * width, height), layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=8)
+    panels = figure.subfigures(rows, columns, wspace=0.05, hspace=0.02, squeeze=False).flat
+    for i, (panel, group) in enumerate(zip(panels, views)):
+        panel.suptitle(drawable(captions[i]), fontsize=8)
+        if below:
+            panel.supxlabel(drawable(below[i]), fontsize=8)
+        for axis, view in zip(panel.subplots(1, width, squeeze=False)[0], group):
+            axis.imshow(view, interpolation="nearest")
+            axis.axis("off")
+    return figure
 
 
 def drawable(text: str) -> str:
@@ -88,28 +98,3 @@ def drawable(text: str) -> str:
     glyphs = get_font(findfont(FontProperties()))
     lines = [for_figure(line) for line in text.split("\n")]
     return "\n".join("".join(c if glyphs.get_char_index(ord(c)) else ascii(c)[1:-1] for c in line) for line in lines)
-
-
-def _dimmed(image: np.ndarray, kept: list[np.ndarray], i: int, grid: int) -> list[np.ndarray]:
-    return [dim_bypassed(image, of_route[i], grid) for of_route in kept[:MOST_ROUTES]]
-
-
-def _figure(views: list[list[np.ndarray]], captions: list[tuple[str, str]], title: str = "") -> Figure:
-    """Groups of images side by side, a caption above and one below each group."""
-    width = len(views[0])
-    columns = min(4, len(views)) if width < 4 else min(2, len(views))
-    rows = -(-len(views) // columns)
-    below = 0.3 if any(text for _, text in captions) else 0.0
-    height = (1.5 + below) * rows + (0.3 if title else 0.0)
-    figure = Figure(figsize=(1.35 * columns * width, height), layout="constrained")
-    if title:
-        figure.suptitle(title, fontsize=8)
-    panels = figure.subfigures(rows, columns, wspace=0.05, hspace=0.02, squeeze=False).flat
-    for panel, group, (above, under) in zip(panels, views, captions):
-        panel.suptitle(drawable(above), fontsize=8)
-        if under:
-            panel.supxlabel(drawable(under), fontsize=8)
-        for axis, view in zip(panel.subplots(1, width, squeeze=False)[0], group):
-            axis.imshow(view, interpolation="nearest")
-            axis.axis("off")
-    return figure

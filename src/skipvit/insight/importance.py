@@ -27,6 +27,7 @@ from skipvit.runs.run import Run, trained_of
 from skipvit.runs.trained import Trained
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import make_folder, read_bytes, replacing, write_whole
+from skipvit.util.log import log
 from skipvit.util.text import nearest, table
 
 USUAL = ("cls_attention", "cls_attention_value", "inverse_cls_attention", "grid")
@@ -61,11 +62,13 @@ def importance(
         RunError: no images; as `Run.trained`.
     """
     trained = trained_of(run, **chosen)
-    config, own_folder = trained.config, trained.run
+    config = trained.config
     if images < 1:
         raise UsageError("images: use 1 or more")
-    if out is None and own_folder is None:
-        raise UsageError("out: name the folder to write, or a run folder")
+    if out is None:
+        if trained.run is None:
+            raise UsageError("out: name the folder to write, as these weights belong to no run")
+        out = trained.run.path / "importance"
     if not config.routes:
         raise UsageError(
             f"{config.name} has no routes; say where one would begin, e.g. --routes '[{{start: 2, end: 5}}]' "
@@ -73,9 +76,9 @@ def importance(
         )
     names = scorers_of(scorers, config.routes[0].scorer)
     shown = images_of(trained, images, Path(masks) if masks else None)
-    folder = Path(out) if out is not None else own_folder.path / "importance"
+    folder = Path(out)
     make_folder(folder, "folder", "--out")
-    saved = own_folder.checkpoints() if own_folder else []
+    saved = trained.run.checkpoints() if trained.run else []
     earlier = saved[: saved.index(trained.checkpoint)] if trained.checkpoint in saved else []
     result, kept = measure(trained, names, shown, earlier)
     write_whole(folder / "importance.json", json.dumps(result, indent=2) + "\n")
@@ -87,6 +90,7 @@ def importance(
     for name, figure in figures.items():
         with replacing(folder / name) as partial:
             figure.savefig(partial, dpi=110)
+    log.info(f"{as_text(result)}\nnumbers and images: {folder}")
     return result
 
 
@@ -159,7 +163,7 @@ def read_masks(config: Config, source: Source, chosen: np.ndarray, folder: Path)
         if path is None:
             raise UsageError(f"masks: {folder / name.with_suffix('.png')} is not there; every image needs a mask")
         try:
-            mask = validation_image(read_bytes(path), config.model.image_size, config.data.eval_crop)
+            mask = validation_image(read_bytes(path), config.model.spec().image_size, config.data.eval_crop)
         except (BrokenImage, OSError) as error:
             raise RunError(f"{path}: not an image that can be decoded ({error})") from None
         result.append(mask.mean(2) > 127.5)

@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from mindspore import Tensor
 from tqdm import tqdm
 
 from skipvit.data.broken import Bad
 from skipvit.data.open import prepared
 from skipvit.data.sources.files import Files, find_images
-from skipvit.insight.figures import prediction_figure
-from skipvit.routing.program import Attend, Program, kept_positions
+from skipvit.insight.figures import kept_figure
+from skipvit.routing.program import Program, Step, kept_positions
 from skipvit.runs.run import Run, trained_of
 from skipvit.runs.trained import Trained
 from skipvit.util.errors import RunError, UsageError
@@ -34,7 +33,7 @@ class Prediction(NamedTuple):
 
     path: str
     top: list[tuple[int, float]]
-    image: np.ndarray | None
+    image: Any
 
 
 def predict(
@@ -67,9 +66,9 @@ def predict(
     bad |= unread
     batch_size = min(batch_size, max(1, len(files)))
     with tqdm(total=len(files), desc="predicting", unit=" images", leave=False, disable=None) as bar:
-        batches = prepared(trained.image_config, Files(files), batch_size, Bad(bad))
-        for step, (good, images) in enumerate(batches):
-            probabilities = trained.probabilities(Tensor(images)).asnumpy()
+        source: Any = Files(files)
+        for step, (good, images) in enumerate(prepared(trained.image_config, source, batch_size, Bad(bad))):
+            probabilities = trained.predict(images, batch_size)
             if not np.isfinite(probabilities[good]).all():
                 raise RunError(
                     f"{trained.checkpoint}: its weights give no finite probabilities; use an older checkpoint"
@@ -111,15 +110,11 @@ def sheet(trained: Trained, found: list[Prediction]) -> Figure:
     if looked_at:
         attention = looked_at.placed(seen)
         views.append(f"attention of [CLS] in {looked_at.where} (bright: most)")
-    captions = [
-        (
-            _short(Path(path).name, 34),
-            "\n".join(f"{_short(trained.classes[c], 24)} {100 * p:.1f} %" for c, p in top[:2]),
-        )
-        for path, top, _ in found
-    ]
+    captions = [_short(Path(prediction.path).name, 34) for prediction in found]
+    names = [_short(name, 24) for name in trained.classes]
+    answers = ["\n".join(f"{names[c]} {100 * p:.1f} %" for c, p in prediction.top[:2]) for prediction in found]
     grid = trained.config.model.spec().grid(program.image_size)
-    return prediction_figure(images, kept, attention, captions, grid, ", ".join(views))
+    return kept_figure(images, kept, captions, grid, attention, answers, ", ".join(views))
 
 
 @dataclass(frozen=True)
@@ -132,7 +127,7 @@ class LookedAt:
         where: the block in words.
     """
 
-    step: Attend
+    step: Step
     slots: str | None
     where: str
 
@@ -152,8 +147,10 @@ class LookedAt:
 
 def attention_of_cls(program: Program) -> LookedAt | None:
     """That of the block which the first route's scorer reads, if it reads [CLS]; else the last block's."""
-    last, there = None, [None]
-    for step in program.steps:
+    last: LookedAt | None = None
+    there: list[str | None] = [None]
+    steps: tuple[Any, ...] = program.steps
+    for step in steps:
         if step.kind == "attend" and step.before.prefix:
             last = LookedAt(step, there[-1], f"block {step.block}")
         elif step.kind == "score" and step.route == 0 and "cls_row" in step.scorer.reads and last:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
@@ -84,13 +84,13 @@ class Trained:
 
     def predict(self, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
         """Probabilities, float32 (n, classes), of images (n, S, S, 3), uint8 or normalised float32, of its size."""
-        return in_batches(lambda batch: self.probabilities(Tensor(batch)).asnumpy(), images, batch_size)
+        cell: Any = self.probabilities
+        return in_batches(lambda batch: cell(Tensor(batch)).asnumpy(), images, batch_size)
 
     @property
     def image_config(self) -> Config:
         """The configuration to prepare images by: with the size that the forward takes."""
-        size = self.config.forwards()[self.forward].image_size
-        return self.config.model_copy(update={"model": self.config.model.model_copy(update={"image_size": size})})
+        return self.config.at_size(self.config.forwards()[self.forward].image_size)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ def real_images(trained: Trained, paths: Iterable[str], count: int) -> np.ndarra
         RunError: there is none.
     """
     bad, named = Bad({}), list(paths)
+    source: Any
     if named:
         files, bad.reasons = find_images(named)
         source = Files(files[:count])
@@ -52,7 +53,7 @@ def real_images(trained: Trained, paths: Iterable[str], count: int) -> np.ndarra
 
 def normalised(images: np.ndarray) -> np.ndarray:
     """What the graph does to uint8 images, in float32."""
-    return ((images - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD)).astype(np.float32)
+    return (images - np.array(PIXEL_MEAN, np.float32)) / np.array(PIXEL_STD, np.float32)
 
 
 def compare(

@@ -67,8 +67,8 @@ def card(trained: Trained, kind: str, dtype: str, files: list[dict[str, Any]], l
 
 def _input(trained: Trained, kind: str, dtype: str) -> dict[str, Any]:
     """How an image becomes the network's input."""
-    config = trained.image_config
-    size, crop = config.model.image_size, 1.0 if whole_images(config) else config.data.eval_crop
+    config, size = trained.config, trained.config.forwards()[trained.forward].image_size
+    crop = 1.0 if whole_images(config) else config.data.eval_crop
     inside = kind != "safetensors" and dtype == "uint8"
     return {
         "preparation": f"RGB, shorter side to {int(size / crop)} pixels (bicubic), centre {size} x {size}",
@@ -103,10 +103,12 @@ def _metrics(trained: Trained) -> dict[str, Any]:
 
 def _training_versions(trained: Trained) -> dict[str, str] | None:
     """Versions of the run's latest start, without what it says of the machine."""
+    if trained.run is None:
+        return None
     try:
         latest = json.loads(read_text(trained.run.path / "versions.json"))[-1]
         return {name: str(latest[name]) for name in versions() if name in latest}
-    except (AttributeError, OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 

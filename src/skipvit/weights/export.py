@@ -72,9 +72,11 @@ def export(
     _refuse(to, batch_sizes, input, images, check, tolerance)
     # ONNX is float32 throughout, which an Ascend's products are not.
     trained = trained_of(run, **({"device": "cpu"} if to == "onnx" else {}) | chosen)
-    if out is None and trained.run is None:
-        raise UsageError("out: name the folder to write, as these weights belong to no run")
-    folder = Path(out) if out is not None else trained.run.path / "export"
+    if out is None:
+        if trained.run is None:
+            raise UsageError("out: name the folder to write, as these weights belong to no run")
+        out = trained.run.path / "export"
+    folder = Path(out)
     stem = trained.config.name
     if to != "safetensors":
         stem += f"_{trained.forward}" + ("_float32" if input == "float32" else "")
@@ -196,7 +198,7 @@ def _write_mindir(trained: Trained, path: Path, batch: np.ndarray) -> Path:
 
 
 def _run_mindir(path: Path) -> Any:
-    cell = nn.GraphCell(ms.load(str(path)))
+    cell: Any = nn.GraphCell(ms.load(str(path)))
     return lambda batch: cell(Tensor(batch)).asnumpy()
 
 

@@ -126,11 +126,12 @@ def _read_safetensors(path: Path) -> dict[str, Record]:
     except safetensors.SafetensorError as error:
         raise RunError(f"{path}: not a readable safetensors file ({one_line(error)}); copy it again") from None
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    expected = header.get("__metadata__", {}).get(CHECKSUM)
+    expected = (header.get("__metadata__") or {}).get(CHECKSUM)
     if expected is not None and expected != str(_checksum({name: e["data"] for name, e in entries.items()})):
         raise RunError(f"{path}: its checksum is wrong; copy it again")
+    kinds = {name: str(e["dtype"]) for name, e in entries.items()}
     return {
-        name: Record(KINDS.get(e["dtype"], e["dtype"]), tuple(e["shape"]), e["data"]) for name, e in entries.items()
+        name: Record(KINDS.get(kinds[name], kinds[name]), tuple(e["shape"]), e["data"]) for name, e in entries.items()
     }
 
 

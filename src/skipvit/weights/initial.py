@@ -137,9 +137,9 @@ def head_rows(config: Config, found: Found, classes: tuple[str, ...] | None) -> 
     Where both sides' names are known, each class takes its own row if all are there; else there must be as many.
     """
     count, there, names = config.model.num_classes, found.spec.num_classes, found.classes
-    known = classes is not None and names is not None and not numbered(classes) and not numbered(names)
+    known = not numbered(classes) and not numbered(names)
     if config.init.head == "auto" and there:
-        if known and set(classes) <= set(names):
+        if classes and names and known and set(classes) <= set(names):
             rows = np.array([names.index(name) for name in classes])
             return rows, "" if classes == names else f"head's rows by name ({count} of {there} classes)"
         if not known and count == there:
@@ -148,9 +148,9 @@ def head_rows(config: Config, found: Found, classes: tuple[str, ...] | None) -> 
     return None, f"head new ({count} classes; there: {had})"
 
 
-def numbered(classes: tuple[str, ...]) -> bool:
+def numbered(classes: tuple[str, ...] | None) -> bool:
     """Whether classes have no names but their numbers."""
-    return list(classes) == [str(i) for i in range(len(classes))]
+    return not classes or list(classes) == [str(i) for i in range(len(classes))]
 
 
 def doubts(config: Config, found: Found) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ first. So the same tokens are kept, and what is left are differences of rounding
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +19,11 @@ from skipvit.routing.program import Program, Score, Select
 from skipvit.routing.scorers import SCORERS
 from skipvit.util.errors import UsageError
 
-try:
+onnx: Any = None
+with suppress(ImportError):
     import onnx
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
-except ImportError:
-    onnx = None
 
 OPSET, IR_VERSION = 17, 8  # ONNX 1.12
 INPUT, OUTPUT = "images", "probabilities"
@@ -35,7 +35,7 @@ def require() -> None:
         raise UsageError("--to onnx: needs `pip install 'skipvit[onnx]'`")
 
 
-def session(path: Path) -> onnxruntime.InferenceSession:
+def session(path: Path) -> Any:
     """A file in ONNX Runtime on the CPU, after the checks of the ONNX library; raises whatever they raise."""
     onnx.checker.check_model(str(path), full_check=True)
     options = onnxruntime.SessionOptions()
@@ -45,7 +45,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 def model_of(
     spec: Any, program: Program, weights: dict[str, np.ndarray], noise: np.ndarray, batch: int, uint8: bool
-) -> onnx.ModelProto:
+) -> Any:
     """Probabilities of a batch of images.
 
     Args:
@@ -71,7 +71,8 @@ def logits_of(graph: Graph, parts: Any, program: Program, images: str, noise: np
     x, signals = images, {}
     before = entered = places = ranking = weights = x
     selectors = [Selector(graph, step) for step in program.selections]
-    for step in program.steps:
+    steps: tuple[Any, ...] = program.steps
+    for step in steps:
         if step.kind == "embed":
             x = parts.embed(x, program.image_size)
         elif step.kind == "attend":
@@ -212,7 +213,7 @@ class Graph:
         self.constants[name] = self.weights[name].T
         return name
 
-    def model(self, result: str, shape: list[int], given: int, given_shape: list[int]) -> onnx.ModelProto:
+    def model(self, result: str, shape: list[int], given: int, given_shape: list[int]) -> Any:
         """The graph from `INPUT`, of the type `given`, to a result, which becomes `OUTPUT`."""
         self.nodes.append(helper.make_node("Identity", [result], [OUTPUT]))
         graph = helper.make_graph(
