@@ -30,6 +30,7 @@ from skipvit.runs.summary import as_text, summary
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import replacing, write_whole
 from skipvit.util.log import log
+from skipvit.util.text import one_line
 from skipvit.weights.initial import Initial, read_initial
 
 Resume = Literal["never", "auto"]

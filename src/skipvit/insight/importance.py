@@ -74,6 +74,12 @@ def importance(
             f"{config.name} has no routes; say where one would begin, e.g. --routes '[{{start: 2, end: 5}}]' "
             f"--eval.main dense"
         )
+    size = config.program(trained.forward).image_size
+    if size != config.model.side:
+        raise UsageError(
+            f"forward {trained.forward} takes images of {size} pixels, scorers are read at {config.model.side}; "
+            f"name another forward"
+        )
     names = scorers_of(scorers, config.routes[0].scorer)
     shown = images_of(trained, images, Path(masks) if masks else None)
     folder = Path(out)
