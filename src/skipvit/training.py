@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from mindspore import nn
@@ -25,7 +25,7 @@ from skipvit.models.arithmetic import forward_macs
 from skipvit.routing.program import kept_positions
 from skipvit.runs import events
 from skipvit.runs.folder import RunFolder
-from skipvit.runs.run import Run, read_records
+from skipvit.runs.run import Run, by_epoch, read_records
 from skipvit.runs.summary import as_text, summary
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import replacing, write_whole
@@ -145,7 +145,7 @@ def _train(
         )
     trainer.run(position)
     if shard.rank == 0:
-        finish(config, device, network, folder, splits)
+        finish(config, device, network, folder, splits, trainer.record)
 
 
 def refuse_changed(folder: RunFolder, config: Config) -> None:
@@ -226,18 +226,17 @@ def refuse_disagreement(config: Config, trainer: Trainer, position: Position, sh
         devices.refuse_disagreement(numbers, shard)
 
 
-def finish(config: Config, device: str, network: nn.Cell, folder: RunFolder, splits: Splits) -> None:
-    """Write the summary and the image of bypassed patches, and say what a person wants to know."""
+def finish(
+    config: Config, device: str, network: nn.Cell, folder: RunFolder, splits: Splits, last: dict[str, Any]
+) -> None:
+    """Write the summary and the image of bypassed patches, and say what a person wants to know.
+
+    Args:
+        last: the record of the last epoch, which the log may have lost to a full disk.
+    """
     spec = config.model.spec()
     macs = {name: forward_macs(spec, config.program(name)) for name in config.evaluated()}
-    records = read_records(folder.path)
-    if not records or "val" not in records[-1] or "best_top1" not in records[-1]:
-        folder.warn(
-            f"{folder.path / 'metrics.jsonl'}: the last epoch is not in it, so there is no summary; the checkpoints "
-            f"are whole"
-        )
-        return
-    result = summary(records, config.best(), macs)
+    result = summary(by_epoch([*read_records(folder.path), last]), config.best(), macs)
     write_whole(folder.path / "summary.json", json.dumps(result, indent=2) + "\n")
     write_whole(folder.path / "summary.txt", as_text(result) + "\n")
     log.info(as_text(result))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from skipvit.data.order import Shard
-from skipvit.engine import distributed
+from skipvit.engine import devices
 from skipvit.util.errors import RunError
 
 
@@ -17,7 +17,7 @@ def with_device(monkeypatch):
     """Have a second device with these numbers."""
 
     def join(other):
-        monkeypatch.setattr(distributed, "sum_over_devices", lambda mine, shard: mine + parts(other))
+        monkeypatch.setattr(devices, "sum_over_devices", lambda mine, shard: mine + parts(other))
 
     return join
 
@@ -27,7 +27,7 @@ MINE = {"configuration": 17, "position": 3 << 20 | 5, "weights": 2**32 - 1}
 
 def test_equal_numbers_agree(with_device):
     with_device(MINE)
-    assert distributed.refuse_disagreement(MINE, Shard(0, 2)) is None  # and raises nothing
+    assert devices.refuse_disagreement(MINE, Shard(0, 2)) is None  # and raises nothing
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_equal_numbers_agree(with_device):
 def test_the_first_that_differs_is_named(with_device, name, value):
     with_device(MINE | {name: value})
     with pytest.raises(RunError, match=rf"the devices do not have the same {name} \(noticed by device 1\)"):
-        distributed.refuse_disagreement(MINE, Shard(1, 2))
+        devices.refuse_disagreement(MINE, Shard(1, 2))
 
 
 def test_the_sum_of_thousands_of_devices_is_exact_in_float32():

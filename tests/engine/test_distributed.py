@@ -23,7 +23,7 @@ LAUNCHER = ROOT / "run_distributed.sh"
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 CONFIG = """
 name: {name}
-model: {{name: vit_tiny_patch16_224, width: 16, depth: 3, heads: 2, patch: 8, image_size: 32, num_classes: 10, drop_path: 0.1}}
+model: {{width: 16, depth: 3, heads: 2, patch: 8, image_size: 32, num_classes: 10, drop_path: 0.1}}
 routes: [{{start: 1, end: 2, keep_ratio: 0.5, scorer: {scorer}}}]
 phases: [{{epochs: {dense}, routes: []}}, {{}}]
 data: {{kind: shapes, batch_size: {batch}, train_size: {images}, val_size: 31}}
@@ -181,7 +181,10 @@ def test_a_killed_rank_is_named_nothing_is_left_and_the_run_goes_on_with_two_ran
         again = launch(tmp_path / name, count, *config, "--resume", "auto")
         assert again.returncode == 0 and "going on from" in again.stdout, again.stdout + again.stderr
         if count == 1:
-            assert "updates of 16 images as before, now on a world of 1: data.batch_size 8" in again.stdout
+            assert (
+                "updates of 16 images as before, now on a world of 1: data.batch_size 8, optim.accumulate 2"
+                in again.stdout
+            )
     ends = [last_weights(tmp_path / name, "run") for name in ("whole", "killed")]
     assert all(ends[0][name].tobytes() == ends[1][name].tobytes() for name in ends[0])
     top1 = {name: records(tmp_path / name, "run")[-1]["val"]["routed"]["top1"] for name in ("whole", "killed", "alone")}
@@ -265,7 +268,7 @@ def test_a_failing_process_is_one_line_and_an_exit_code(tmp_path):
 
 STOPPED = """
 name: run
-model: {name: vit_tiny_patch16_224, width: 16, depth: 2, heads: 2, patch: 8, image_size: 32, num_classes: 10, drop_path: 0.1}
+model: {width: 16, depth: 2, heads: 2, patch: 8, image_size: 32, num_classes: 10, drop_path: 0.1}
 data: {kind: shapes, batch_size: 8, train_size: 640, val_size: 30}
 optim: {epochs: 4, warmup_epochs: 1, accumulate: 2}
 ema: {decay: 0.9}

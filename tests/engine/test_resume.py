@@ -17,21 +17,13 @@ import yaml
 
 from skipvit.cli import run
 from skipvit.engine import checkpoint
-from skipvit.runs.run_folder import RunFolder
+from skipvit.runs.folder import RunFolder
+from skipvit.runs.run import Run
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {
     "name": "run",
-    "model": {
-        "size": "tiny",
-        "width": 16,
-        "depth": 2,
-        "heads": 2,
-        "patch": 8,
-        "image_size": 32,
-        "num_classes": 10,
-        "drop_path": 0.2,
-    },
+    "model": {"width": 16, "depth": 2, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10, "drop_path": 0.2},
     "data": {"kind": "shapes", "batch_size": 16, "train_size": 320, "val_size": 64},
     "augment": {"crop": "pad", "hflip": 0.5, "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0},
     "optim": {"epochs": 3, "warmup_epochs": 1, "accumulate": 2},
@@ -42,10 +34,9 @@ CONFIG = {
 
 
 def train(folder, *words):
-    (folder / "run.yaml").write_text(yaml.safe_dump(CONFIG))
-    return run(
-        "train", ["--config", str(folder / "run.yaml"), "--runs", str(folder / "runs"), "--resume", "auto", *words]
-    )
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return run("train", ["--config", str(path), "--runs", str(folder / "runs"), "--resume", "auto", *words])
 
 
 def checkpoints(folder):
@@ -127,12 +118,40 @@ def test_only_the_newest_are_kept(undisturbed):
     assert not list((undisturbed / "runs" / "run" / "checkpoints").glob(".partial*"))
 
 
-def test_resuming_a_finished_run_evaluates_and_ends(undisturbed, tmp_path, capsys):
-    subprocess.run(["cp", "-r", undisturbed / "runs", tmp_path / "runs"], check=True)
+def test_a_run_whose_last_line_of_the_log_is_lost_is_finished_and_summed_up(undisturbed, tmp_path, monkeypatch):
+    """Killed during its last evaluation, and resumed with a disk that is full for the log: the same end. What a
+    checkpoint holds is known (overflows, rate, norm), what it does not is null."""
+    shutil.copytree(undisturbed / "runs", tmp_path / "runs")
+    folder = tmp_path / "runs/run"
+    before, whole = Run(folder).records(), Run(folder).summary()
+    lines = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"epoch": 3' not in line]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "summary.json").unlink()
+    assert not Run(folder).finished and [r["epoch"] for r in Run(folder).records()] == [1, 2]
+    told = []
+    monkeypatch.setattr(RunFolder, "log", lambda folder, record: told.append(record))
     assert train(tmp_path) == 0
     assert_same_end(tmp_path, undisturbed)
-    records = [json.loads(line) for line in (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()]
-    assert {r["steps"] for r in records if "epoch" in r} == {20}  # also where an epoch's end is told a second time
+    assert Run(folder).finished
+    found = Run(folder).summary()
+    assert found["broken_images"] is None and whole["broken_images"] == 0
+    for name, row in found["forwards"].items():
+        speeds = [r["images_per_s"] for r in before[:2]]
+        assert row == whole["forwards"][name] | {"train_images_per_s": sum(speeds) / 2 if name == "dense" else None}
+    assert found["epochs"] == 3 and found["overflows"] == whole["overflows"]
+    (record,) = told
+    for name in (
+        "train_loss",
+        "gradient_norm",
+        "lr",
+        "loss_scale",
+        "overflows",
+        "overflows_in_a_row",
+        "steps",
+        "trained",
+    ):
+        assert record[name] == before[-1][name], name
+    assert record["steps"] == 20
 
 
 def test_updates_that_overflow_in_a_row_stop_the_run_with_a_checkpoint(tmp_path, capsys):
@@ -169,7 +188,8 @@ def wait(condition, process):
 
 @pytest.mark.slow
 def test_a_run_goes_on_in_mid_epoch_with_its_updates_divided_otherwise(tmp_path):
-    """Eight batches of 4 instead of two of 16 make the same updates from the second epoch on: same images, same rates, same end but for rounding."""
+    """Eight batches of 4 instead of two of 16 make the same updates from the second epoch on: same images, same rates,
+    same end but for rounding."""
     changes = {
         "augment": {},
         "optim": CONFIG["optim"] | {"epochs": 2, "epsilon": 1.0e-2},
@@ -190,6 +210,6 @@ def test_a_run_goes_on_in_mid_epoch_with_its_updates_divided_otherwise(tmp_path)
     for name, value in ends[0].items():
         if not name.startswith(("optimizer.moment", "trainer.")):
             assert np.abs(value - ends[1][name]).max() < 1e-5, name
-    records = [RunFolder(tmp_path / name / "runs/run").records() for name in ("whole", "divided")]
+    records = [Run(tmp_path / name / "runs/run").records() for name in ("whole", "divided")]
     assert [r["lr"] for r in records[0]] == [r["lr"] for r in records[1]]
     assert np.allclose([r["train_loss"] for r in records[0]], [r["train_loss"] for r in records[1]], atol=1e-5)

@@ -1,4 +1,5 @@
-"""Training and evaluation steps of the network: loss, mixing, clipping, accumulation, overflow, and the graphs they compile to.
+"""Training and evaluation steps of the network: loss, mixing, clipping, accumulation, overflow, and the graphs they
+compile to.
 
 What a step does to its state is in test_state.py, on a network small enough to follow in NumPy.
 """
@@ -9,30 +10,39 @@ import pytest
 from mindspore import Tensor, nn, ops
 from mindspore.train import mind_ir_pb2
 
+from skipvit.engine.metrics import Accuracy
+from skipvit.engine.objectives import CrossEntropy, Mixer
 from skipvit.engine.optim import AdamW, learning_rates
 from skipvit.engine.state import REPORT, TrainingState
-from skipvit.engine.step import EvalStep, Mixer, TrainingLoss, TrainStep
-from skipvit.measure.macs import forward_macs
-from skipvit.models.sizes import Size
-from skipvit.models.vit import PatchEmbed, ViT
-from skipvit.routing.routing import Route
+from skipvit.engine.step import TrainStep
+from skipvit.models.arithmetic import forward_macs
+from skipvit.models.layers import PatchEmbed
+from skipvit.models.vit_spec import ViTSpec
+from skipvit.routing.forward import Forward
+from skipvit.routing.program import compile_program
+from skipvit.routing.spec import Route
 from support.reference import MEAN, STD, forward
 
-SIZE, CLASSES, SMOOTHING, CLIP, DROP_PATH = Size(24, 2, 2), 10, 0.1, 0.5, 0.2
-ROUTES = [Route(0, 1, 0.5, "random"), Route(1, 2, 0.5, restore=False, fuse=True)]
+CLASSES, SMOOTHING, CLIP, DROP_PATH = 10, 0.1, 0.5, 0.2
+SPEC = ViTSpec(24, 2, 2, patch=4, image_size=16, num_classes=CLASSES, drop_path=DROP_PATH)
+ROUTES = [
+    Route(start=0, end=1, keep_ratio=0.5, scorer="random"),
+    Route(start=1, end=2, keep_ratio=0.5, restore=False, fuse=True),
+]
+PROGRAMS = [compile_program(SPEC, routes, name) for routes, name in (((), "dense"), (ROUTES, "routed"))]
+DENSE, ROUTED = False, True
 RATES = learning_rates(10, 2, 1e-2, 1e-3)
 UNMIXED = np.array([1, 0, 0, 0, 0, 1], np.float32)
 MIXUP = np.array([0.3, 0, 0, 0, 0, 0.3], np.float32)
 CUTMIX = np.array([1, 3, 11, 0, 9, 1 - 72 / 256], np.float32)  # a box at the left edge
-BOTH = np.array(
-    [0.6, 0, 16, 5, 6, 0.25], np.float32
-)  # nothing draws this: pixels and targets have weights of their own
+# Nothing draws this: pixels and targets have weights of their own.
+BOTH = np.array([0.6, 0, 16, 5, 6, 0.25], np.float32)
 MIXES = {"unmixed": UNMIXED, "mixup": MIXUP, "CutMix": CUTMIX, "both": BOTH}
 
 
-def make_network(formulation="gather") -> ViT:
+def make_network():
     """Large random weights: attention is far from flat, so that rounding does not choose the tokens."""
-    network = ViT(SIZE, 16, 4, CLASSES, ROUTES, formulation, drop_path=DROP_PATH)
+    network = SPEC.network()
     rng = np.random.default_rng(1)
     for name, parameter in network.parameters_dict().items():
         scale = parameter.shape[-1] ** -0.5 if name.endswith("weight") and parameter.ndim == 2 else 0.3
@@ -41,13 +51,13 @@ def make_network(formulation="gather") -> ViT:
     return network
 
 
-def make_batch(network: ViT, mixed_images: int, seed: int = 2, raw: bool = False):
+def make_batch(count: int, seed: int = 2, raw: bool = True):
     """Images as the mixer takes them (raw, 0 to 255) or normalised ones, labels, noise, how to mix."""
     rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (mixed_images, 16, 16, 3))
+    images = rng.integers(0, 256, (count, 16, 16, 3))
     images = images.astype(np.float32) if raw else ((images - MEAN) / STD).astype(np.float32)
-    labels = rng.integers(0, CLASSES, mixed_images).astype(np.int32)
-    return images, labels, rng.random((mixed_images, network.noise_width)).astype(np.float32), UNMIXED
+    labels = rng.integers(0, CLASSES, count).astype(np.int32)
+    return images, labels, rng.random((count, PROGRAMS[ROUTED].noise_width)).astype(np.float32), UNMIXED
 
 
 def spoilt(batch):
@@ -58,21 +68,23 @@ def spoilt(batch):
 
 
 class Run:
-    """A network in training: steps, dense and routed, that share everything; what there is can be looked at and put back."""
+    """A network in training: steps, dense and routed, that share everything; what there is can be looked at and put
+    back."""
 
-    def __init__(self, mixer=None, ema_decay=0.0, loss_scale=None, window=2000, accumulate=1, formulation="gather"):
-        self.network = make_network(formulation)
+    def __init__(self, ema_decay=0.0, loss_scale=None, window=2000, accumulate=1, formulation="gather"):
+        self.network = make_network()
         # A large epsilon: the bias of the keys has no gradient (it shifts all logits of a row alike), and Adam would
         # blow the rounding noise that it gets instead up to steps of full length.
         self.optimizer = AdamW(self.network.trainable_params(), RATES, 0.9, 0.999, 1e-3, 0.05)
         self.state = TrainingState(self.optimizer.parameters, ema_decay, loss_scale, window, accumulate)
-        losses = [TrainingLoss(self.network, routed, SMOOTHING, mixer) for routed in (False, True)]
+        forwards = [Forward(self.network, program, formulation) for program in PROGRAMS]
+        losses = [CrossEntropy(forward, SMOOTHING, Mixer(16)) for forward in forwards]
         self.steps = [TrainStep(loss, self.optimizer, self.state, CLIP).set_train() for loss in losses]
         cells = (self.network, self.optimizer, self.state)
         self.parameters = {p.name: p for cell in cells for p in cell.get_parameters()}
         self.start = self.values()
 
-    def step(self, batch, routed=False) -> dict[str, float]:
+    def step(self, batch, routed=DENSE) -> dict[str, float]:
         report = self.steps[routed](*(Tensor(part) for part in batch)).asnumpy()
         assert report.shape == (6,) and report.dtype == np.float32
         return dict(zip(REPORT, report.tolist()))
@@ -123,25 +135,25 @@ def mixed_targets(labels, mix):
     return mix[5] * target + (1 - mix[5]) * target[::-1]
 
 
-def expected_loss(network_values, batch, routed, mixes):
+def expected_loss(network_values, batch, routed):
     """Loss of a training batch by the NumPy network; no selection that it makes is a near tie."""
     images, labels, noise, mix = batch
-    images = mixed_images(images, mix) if mixes else images
-    routes = ROUTES if routed else []
     trace = forward(
-        network_values, images, noise, depth=2, heads=2, patch=4, routes=routes, drop_path=DROP_PATH, training=True
-    )
+        network_values, mixed_images(images, mix), noise, depth=2, heads=2, patch=4, routes=ROUTES if routed else [],
+        drop_path=DROP_PATH, training=True,
+    )  # fmt: skip
     assert all(margin.min() > 1e-6 for margin in trace.margins)
-    target = mixed_targets(labels, mix if mixes else UNMIXED) * (1 - SMOOTHING) + SMOOTHING / CLASSES
+    target = mixed_targets(labels, mix) * (1 - SMOOTHING) + SMOOTHING / CLASSES
     return -(target * log_softmax(trace.logits)).sum(1).mean()
 
 
-# Four batches of 16 at a time, and the same images as one of 64
+# Two runs serve nearly all tests: one with everything at once (mixing, weight average, dynamic loss scale) and batches
+# of 16, and one that gathers the gradients of four batches of 4.
 
 
 @pytest.fixture(scope="module")
 def whole():
-    return Run()
+    return Run(ema_decay=0.9, loss_scale=1024, window=2)
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +162,9 @@ def in_parts():
 
 
 @pytest.fixture(scope="module")
-def batches(whole):
-    """Twelve batches of 16: three updates."""
-    return [make_batch(whole.network, 16, seed) for seed in range(12)]
+def batches():
+    """Twelve batches of 4: three updates."""
+    return [make_batch(4, seed) for seed in range(12)]
 
 
 def joined(batches):
@@ -165,17 +177,17 @@ def trained(whole, batches):
     whole.restore()
     batch = joined(batches[:4])
     reports, values = [], [whole.values()]
-    for routed in (False, False, True, True):
+    for routed in (DENSE, DENSE, ROUTED, ROUTED):
         reports.append(whole.step(batch, routed))
         values.append(whole.values())
     return batch, reports, values
 
 
-@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize("routed", [DENSE, ROUTED])
 def test_loss_is_smoothed_cross_entropy(trained, routed):
     batch, reports, values = trained
     step = 2 if routed else 0
-    assert np.isclose(reports[step]["loss"], expected_loss(values[step], batch, routed, mixes=False), rtol=1e-5)
+    assert np.isclose(reports[step]["loss"], expected_loss(values[step], batch, routed), rtol=1e-5)
 
 
 def test_first_update_has_the_clipped_norm(trained):
@@ -205,8 +217,8 @@ def test_training_lowers_the_loss(trained):
     assert reports[1]["loss"] < reports[0]["loss"] and reports[3]["loss"] < reports[2]["loss"]
 
 
-@pytest.mark.parametrize("routed", [False, True])
-def test_four_batches_of_16_update_as_one_of_64(whole, in_parts, batches, routed):
+@pytest.mark.parametrize("routed", [DENSE, ROUTED])
+def test_four_batches_of_4_update_as_one_of_16(whole, in_parts, batches, routed):
     whole.restore()
     in_parts.restore()
     for update in range(3):
@@ -216,16 +228,15 @@ def test_four_batches_of_16_update_as_one_of_64(whole, in_parts, batches, routed
         assert np.isclose(small[-1]["gradient_norm"], large["gradient_norm"], rtol=1e-4)
         assert small[-1]["lr"] == large["lr"]
     assert furthest(whole.weights(), in_parts.weights()) < 1e-5
-    assert (
-        furthest(whole.weights(), {name: whole.start[name] for name in whole.weights()}) > 1e-2
-    )  # they went somewhere
+    start = {name: whole.start[name] for name in whole.weights()}
+    assert furthest(whole.weights(), start) > 1e-2  # they went somewhere
     assert int(in_parts.values()["optimizer.step"]) == 3
     assert np.isclose(in_parts.state.mean_loss(), whole.state.mean_loss(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize("routed", [DENSE, ROUTED])
 def test_midway_the_weights_wait_and_the_buffers_hold_the_sum(whole, in_parts, batches, routed):
-    """A batch of 64 that holds two batches of 16 twice has half the sum of their gradients."""
+    """A batch of 16 that holds two batches of 4 twice has half the sum of their gradients."""
     whole.restore()
     in_parts.restore()
     a, b = batches[:2]
@@ -241,7 +252,7 @@ def test_midway_the_weights_wait_and_the_buffers_hold_the_sum(whole, in_parts, b
         assert np.allclose(values[f"gradients.{name}"], total, rtol=1e-3, atol=1e-5), name
 
 
-@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize("routed", [DENSE, ROUTED])
 def test_one_bad_batch_of_four_skips_the_update_and_nothing_else(in_parts, batches, routed):
     in_parts.restore()
     for batch in batches[:8]:
@@ -255,7 +266,7 @@ def test_one_bad_batch_of_four_skips_the_update_and_nothing_else(in_parts, batch
     assert identical(in_parts.learnt(), before)
     assert [report["overflows"] for report in reports] == [0, 0, 0, 1]
     assert [np.isfinite(report["loss"]) for report in reports] == [True, False, True, True]
-    assert reports[-1]["loss_scale"] == 1
+    assert reports[-1]["loss_scale"] == 1  # that of float32
     assert not any(value.any() for value in in_parts.values(("gradients.", "trainer.gathered")).values())
     reports = [in_parts.step(batch, routed) for batch in batches[4:8]]
     assert identical(in_parts.learnt(), expected)
@@ -264,99 +275,94 @@ def test_one_bad_batch_of_four_skips_the_update_and_nothing_else(in_parts, batch
     assert values["trainer.losses"] == losses["trainer.losses"] + 3 / 4  # finite ones of the skipped update count
 
 
-def test_float32_skips_an_overflow_too(whole, batches):
+def test_overflows_of_two_forwards_are_counted_together(whole, batches):
+    """Dense and routed steps share weights, scale and counters."""
     whole.restore()
     good, bad = joined(batches[:4]), spoilt(joined(batches[4:8]))
-    whole.step(good)
+    whole.step(good, DENSE)
     before = whole.learnt()
-    reports = [whole.step(bad), whole.step(bad, True)]
+    reports = [whole.step(bad, DENSE), whole.step(bad, ROUTED)]
     assert identical(whole.learnt(), before)
-    assert [(r["overflows"], r["overflows_in_a_row"], r["loss_scale"]) for r in reports] == [(1, 1, 1), (2, 2, 1)]
-    report = whole.step(good)
-    assert (report["overflows"], report["overflows_in_a_row"], report["loss_scale"]) == (2, 0, 1)
+    assert [(r["overflows"], r["overflows_in_a_row"], r["loss_scale"]) for r in reports] == [(1, 1, 512), (2, 2, 256)]
+    report = whole.step(good, DENSE)
+    assert (report["overflows"], report["overflows_in_a_row"], report["loss_scale"]) == (2, 0, 256)
     assert np.isclose(report["lr"], RATES[1]) and not identical(whole.learnt(), before)
 
 
-# Everything at once: mixing, weight average, dynamic loss scale
-
-
-@pytest.fixture(scope="module")
-def full():
-    return Run(Mixer(16), ema_decay=0.9, loss_scale=1024, window=2)
-
-
-def mixed_batches(network):
+def mixed_batches():
     """One of each kind."""
-    return [(*make_batch(network, 16, seed, raw=True)[:3], mix) for seed, mix in enumerate(MIXES.values())]
+    return [(*make_batch(16, seed)[:3], mix) for seed, mix in enumerate(MIXES.values())]
 
 
-def test_loss_of_mixed_images_and_targets(full):
-    full.restore()
-    for batch in mixed_batches(full.network):
-        values = full.values()
-        assert np.isclose(full.step(batch, True)["loss"], expected_loss(values, batch, True, mixes=True), rtol=1e-5)
+def test_loss_of_mixed_images_and_targets(whole):
+    whole.restore()
+    for batch in mixed_batches():
+        values = whole.values()
+        assert np.isclose(whole.step(batch, ROUTED)["loss"], expected_loss(values, batch, ROUTED), rtol=1e-5)
 
 
-def test_overflow_is_skipped_and_the_scale_follows(full):
+def test_overflow_is_skipped_and_the_scale_follows(whole):
     """The scale doubles after two good updates in a row, and an overflow halves it."""
-    batches = mixed_batches(full.network)
-    full.restore()
+    batches = mixed_batches()
+    whole.restore()
     for batch in batches:
-        full.step(batch, True)
-    expected = full.learnt()
-    full.restore()
-    reports = [full.step(batch, True) for batch in batches[:3]]
-    before = full.learnt()
-    reports += [full.step(spoilt(batch), True) for batch in batches[:2]]
-    assert identical(full.learnt(), before)
-    reports.append(full.step(batches[3], True))
+        whole.step(batch, ROUTED)
+    expected = whole.learnt()
+    whole.restore()
+    reports = [whole.step(batch, ROUTED) for batch in batches[:3]]
+    before = whole.learnt()
+    reports += [whole.step(spoilt(batch), ROUTED) for batch in batches[:2]]
+    assert identical(whole.learnt(), before)
+    reports.append(whole.step(batches[3], ROUTED))
     # The scales are powers of two: they change no digit.
-    assert furthest(full.learnt(), expected) < 1e-7
-    reports.append(full.step(batches[0], True))
+    assert furthest(whole.learnt(), expected) < 1e-7
+    reports.append(whole.step(batches[0], ROUTED))
     assert [r["loss_scale"] for r in reports] == [1024, 2048, 2048, 1024, 512, 512, 1024]
     assert [r["overflows"] for r in reports] == [0, 0, 0, 1, 2, 2, 2]
     assert [r["overflows_in_a_row"] for r in reports] == [0, 0, 0, 1, 2, 0, 0]
     assert np.allclose([r["lr"] for r in reports], RATES[[0, 1, 2, 2, 2, 3, 4]])
 
 
-def test_gradients_are_clipped_after_unscaling(full):
-    batches = mixed_batches(full.network)
+def test_gradients_are_clipped_after_unscaling(whole):
+    batches = mixed_batches()
     learnt, norms = [], []
     for scale in (1, 1024):
-        full.restore(full.start | {"trainer.loss_scale": np.float32(scale)})
-        norms.append([full.step(batch, True)["gradient_norm"] for batch in batches])
-        learnt.append(full.learnt())
+        whole.restore(whole.start | {"trainer.loss_scale": np.float32(scale)})
+        norms.append([whole.step(batch, ROUTED)["gradient_norm"] for batch in batches])
+        learnt.append(whole.learnt())
     assert min(norms[0]) > CLIP  # else the test shows nothing
     assert np.allclose(*norms, rtol=1e-6)
     assert furthest(*learnt) < 1e-7
 
 
-def test_evaluation_sees_the_averaged_weights_and_training_goes_on(full):
+def test_evaluation_sees_the_averaged_weights_and_training_goes_on(whole, accuracies):
     """With evaluations in between, the same weights come out to the last bit."""
-    batches = mixed_batches(full.network)
-    full.restore()
+    batches = mixed_batches()
+    whole.restore()
     for batch in batches:
-        full.step(batch, True)
-    expected = full.learnt()
-    full.restore()
+        whole.step(batch, ROUTED)
+    expected = whole.learnt()
+    whole.restore()
     for batch in batches[:3]:
-        full.step(batch, True)
-    evaluate = EvalStep(full.network, True).set_train(False)
-    images, labels, noise, _ = make_batch(full.network, 16)
+        whole.step(batch, ROUTED)
+    images, labels, noise = eval_batch()
     sums = []
     for prefix in ("", "ema."):
-        weights = {name: full.values()[prefix + name] for name in full.weights()}
+        weights = {name: whole.values()[prefix + name] for name in whole.weights()}
         logits = forward(weights, images, noise, depth=2, heads=2, patch=4, routes=ROUTES).logits
-        sums.append(-log_softmax(logits)[np.arange(16), labels].sum())
-    tensors = Tensor(images), Tensor(labels), Tensor(noise)
-    seen = [evaluate(*tensors).asnumpy()[0]]
-    with full.state.averaged():
-        seen.append(evaluate(*tensors).asnumpy()[0])
-    seen.append(evaluate(*tensors).asnumpy()[0])
-    assert np.allclose(seen, [*sums, sums[0]], rtol=1e-4) and not np.isclose(*sums, rtol=1e-3)
-    full.steps[1].set_train()
-    full.step(batches[3], True)
-    assert identical(full.learnt(), expected)
+        sums.append(-log_softmax(logits)[np.arange(4), labels].sum())
+
+    def seen():
+        step = accuracies[ROUTED].set_train(False)
+        return step(Tensor(images), Tensor(labels), Tensor(noise)).asnumpy()[0]
+
+    before = seen()
+    with whole.state.averaged():
+        inside = seen()
+    assert np.allclose([before, inside, seen()], [*sums, sums[0]], rtol=1e-4) and not np.isclose(*sums, rtol=1e-3)
+    whole.steps[ROUTED].set_train()
+    whole.step(batches[3], ROUTED)
+    assert identical(whole.learnt(), expected)
 
 
 # Mixing
@@ -378,12 +384,12 @@ def mixer():
     return Mixed()
 
 
-@pytest.mark.parametrize("images", [5, 6])
-def test_mixer_matches_numpy(mixer, mixed_images):
+@pytest.mark.parametrize("count", [5, 6])
+def test_mixer_matches_numpy(mixer, count):
     """An odd batch has an image in the middle that is its own partner."""
     rng = np.random.default_rng(3)
-    images = rng.integers(0, 256, (mixed_images, 16, 16, 3)).astype(np.uint8)
-    labels = rng.integers(0, CLASSES, mixed_images)
+    images = rng.integers(0, 256, (count, 16, 16, 3)).astype(np.uint8)
+    labels = rng.integers(0, CLASSES, count)
     for name, mix in MIXES.items():
         mixed, targets = mixer(Tensor(images), Tensor(np.eye(CLASSES, dtype=np.float32)[labels]), Tensor(mix))
         assert mixed.dtype == targets.dtype == ms.float32
@@ -393,7 +399,7 @@ def test_mixer_matches_numpy(mixer, mixed_images):
 
 def test_unmixed_images_are_those_that_the_network_normalises(mixer):
     """A patch projection that is the identity shows the pixels that a network sees."""
-    embed = PatchEmbed(16, 4, 48, True, ms.float32)
+    embed = PatchEmbed(4, 48, True, ms.float32)
     embed.proj.weight.set_data(Tensor(np.eye(48, dtype=np.float32)))
     images = Tensor(np.random.default_rng(4).integers(0, 256, (6, 16, 16, 3)).astype(np.uint8))
     mixed, _ = mixer(images, Tensor(np.zeros((6, CLASSES), np.float32)), Tensor(UNMIXED))
@@ -405,40 +411,38 @@ def test_unmixed_images_are_those_that_the_network_normalises(mixer):
 
 
 @pytest.fixture(scope="module")
-def evaluated():
-    """A network and its evaluation steps, dense and routed."""
-    network = make_network()
-    return network, [EvalStep(network, routed).set_train(False) for routed in (False, True)]
+def accuracies(whole):
+    """Evaluation steps of the network, dense and routed."""
+    return [Accuracy(Forward(whole.network, program)).set_train(False) for program in PROGRAMS]
 
 
-def eval_batch(network):
-    return make_batch(network, 4, seed=0)[:3]
+def eval_batch():
+    return make_batch(4, seed=0, raw=False)[:3]
 
 
-@pytest.mark.parametrize("routed", [False, True])
-def test_eval_step_counts_as_numpy_does_and_ignores_padding(evaluated, routed):
-    network, steps = evaluated
-    images, _, noise = eval_batch(network)
-    values = {name: p.asnumpy() for name, p in network.parameters_dict().items()}
-    logits = forward(values, images, noise, depth=2, heads=2, patch=4, routes=ROUTES if routed else []).logits
+@pytest.mark.parametrize("routed", [DENSE, ROUTED])
+def test_accuracy_counts_as_numpy_does_and_ignores_padding(whole, accuracies, routed):
+    whole.restore()
+    accuracies[routed].set_train(False)
+    images, _, noise = eval_batch()
+    logits = forward(whole.weights(), images, noise, depth=2, heads=2, patch=4, routes=ROUTES if routed else []).logits
     order = np.argsort(-logits, axis=1)
     # True classes at known ranks: first, third, seventh; the last image is padding.
     labels = np.array([order[0, 0], order[1, 2], order[2, 6], -1], np.int32)
-    sums = steps[routed](Tensor(images), Tensor(labels), Tensor(noise)).asnumpy()
+    sums = accuracies[routed](Tensor(images), Tensor(labels), Tensor(noise)).asnumpy()
     loss = -log_softmax(logits)[np.arange(3), labels[:3]].sum()
     assert np.allclose(sums, [loss, 1, 2, 3], rtol=1e-4)
 
 
 @pytest.mark.parametrize("weight, bias, loss", [(0, 0, 4 * np.log(CLASSES)), (None, np.nan, np.nan)])
-def test_eval_step_gives_nothing_for_equal_logits_and_a_broken_network(evaluated, weight, bias, loss):
-    network, steps = evaluated
-    before = network.head.weight.asnumpy().copy(), network.head.bias.asnumpy().copy()
+def test_accuracy_gives_nothing_for_equal_logits_and_a_broken_network(whole, accuracies, weight, bias, loss):
+    head = {"head.bias": np.full(CLASSES, bias, np.float32)}
     if weight is not None:
-        ops.assign(network.head.weight, Tensor(np.full_like(before[0], weight)))
-    ops.assign(network.head.bias, Tensor(np.full_like(before[1], bias)))
-    sums = steps[False](*(Tensor(part) for part in eval_batch(network))).asnumpy()
-    ops.assign(network.head.weight, Tensor(before[0]))
-    ops.assign(network.head.bias, Tensor(before[1]))
+        head["head.weight"] = np.full((CLASSES, SPEC.width), weight, np.float32)
+    whole.restore(whole.start | head)
+    accuracies[DENSE].set_train(False)
+    sums = accuracies[DENSE](*(Tensor(part) for part in eval_batch())).asnumpy()
+    whole.restore()
     assert np.allclose(sums, [loss, 0, 0, 4], rtol=1e-4, equal_nan=True)
 
 
@@ -467,9 +471,9 @@ def kind(node):
 
 @pytest.mark.parametrize("formulation", ["gather", "matmul"])
 def test_training_graph_is_static_and_reads_only_what_it_needs(formulation, tmp_path):
-    """Mixing, forward, backward, accumulation, update, average: every shape is known, nothing has a data-dependent one."""
-    run = Run(Mixer(16), ema_decay=0.9, loss_scale=1024, accumulate=4, formulation=formulation)
-    graphs, shapes = exported(run.steps[True], make_batch(run.network, 4, raw=True), tmp_path)
+    """Mixing, forward, backward, accumulation, update, average: every shape is known, none depends on the data."""
+    run = Run(ema_decay=0.9, loss_scale=1024, accumulate=4, formulation=formulation)
+    graphs, shapes = exported(run.steps[ROUTED], make_batch(4), tmp_path)
     kinds = [{kind(node) for node in graph} for graph in graphs]
     assert {"Softmax", "BatchMatMul"} <= kinds[0]  # forward and backward
     assert "Adam" not in kinds[0] and any("Adam" in below for below in kinds[1:])  # only a finite update is made
@@ -482,11 +486,10 @@ def test_training_graph_is_static_and_reads_only_what_it_needs(formulation, tmp_
     assert (moving & kinds) if formulation == "gather" else not (moving - {"Gather"} & kinds)
 
 
-@pytest.mark.parametrize("routed", [False, True])
-def test_macs_formula_equals_the_products_in_the_graph(evaluated, routed, tmp_path):
+@pytest.mark.parametrize("routed", [DENSE, ROUTED])
+def test_macs_formula_equals_the_products_in_the_graph(accuracies, routed, tmp_path):
     """Count the matrix products of the exported forward, node by node."""
-    network, steps = evaluated
-    graphs, shapes = exported(steps[routed], eval_batch(network), tmp_path)
+    graphs, shapes = exported(accuracies[routed].set_train(False), eval_batch(), tmp_path)
     total = 0
     for node in (node for graph in graphs for node in graph):
         if kind(node) in ("MatMul", "BatchMatMul"):
@@ -496,5 +499,4 @@ def test_macs_formula_equals_the_products_in_the_graph(evaluated, routed, tmp_pa
             inner = int(np.prod(left)) // int(np.prod(out[:-1]))
             if inner > 1:  # else it writes out a broadcast, as layer norm does
                 total += int(np.prod(out)) * inner
-    spans = network.spans if routed else ()
-    assert total == 4 * forward_macs(SIZE, 4, 16, CLASSES, spans)
+    assert total == 4 * forward_macs(SPEC, PROGRAMS[routed])

@@ -29,6 +29,7 @@ from skipvit.engine.metrics import Accuracy, Scores, evaluate
 from skipvit.engine.state import REPORT, TrainingState
 from skipvit.engine.step import TrainStep
 from skipvit.util.errors import RunError, Stopped
+from skipvit.util.log import log
 from skipvit.util.signals import StopRequest
 from skipvit.util.text import printable
 
@@ -98,11 +99,10 @@ class StepWatch(Callback):
         self.trainer.after_update(position)
 
     def on_train_epoch_end(self, run_context):
-        values = self.values()  # waits for the last step
+        self.report.asnumpy()  # waits for the last step
         elapsed = time.perf_counter() - self.begun
         self.bar.close()
-        record = {"train_loss": self.trainer.state.mean_loss()}
-        record |= {name: values[name] for name in REPORT if name != "loss"}
+        record: dict[str, Any] = self.trainer.state.record()
         record["images_per_s"] = self.timed * self.images / elapsed if self.timed else None
         broken = self.batches.broken
         assert isinstance(broken, Broken)
@@ -131,12 +131,9 @@ class StepWatch(Callback):
             saved = self.trainer.save_together(position)
             raise RunError(
                 f"epoch {position.epoch + 1}, step {position.step}: {values['overflows_in_a_row']:.0f} updates in a "
-                f"row "
-                f"were not finite (amp.max_overflows) and the loss scale is down to {values['loss_scale']:g}; the "
-                f"weights "
-                f"before them are {'saved' if saved else 'not saved'}. Begin another run (--name) with a lower "
-                f"optim.lr or "
-                f"--amp.dtype float32"
+                f"row were not finite (amp.max_overflows) and the loss scale is down to {values['loss_scale']:g}; the "
+                f"weights before them are {'saved' if saved else 'not saved'}. Begin another run (--name) with a lower "
+                f"optim.lr or --amp.dtype float32"
             )
 
 
@@ -170,6 +167,7 @@ class Trainer:
         self.best, self.unsaved, self.stop = -1.0, False, StopRequest()
         self.saved_at, self.saved_position, self.written = time.monotonic(), None, None
         self.average = gradient_average(optimizer.parameters, shard)
+        self.record: dict[str, Any] = {}  # of the last epoch
         self.steps: dict[tuple, TrainStep] = {}
         self.val: dict[int, Batches] = {}
         self.evals = {name: Accuracy(build_forward(config, device, network, name)) for name in config.evaluated()}
@@ -237,7 +235,7 @@ class Trainer:
             if step < begin.steps:
                 self.stretch(model, phase, first, step * self.config.optim.accumulate, 1)
             else:
-                self.after_epoch(phase, begin, {"train_loss": self.state.mean_loss()})
+                self.after_epoch(phase, begin, self.state.record())
             first += 1
         if first < phase.end:
             self.stretch(model, phase, first, 0, phase.end - first)
@@ -325,6 +323,7 @@ class Trainer:
                 self.best = top1
                 self.keep_best(replace(position, best=self.best))
             record["best_top1"] = self.best
+        self.record = record
         self.folder.log(record)
         self.folder.draw_curves(self.phases)
         self.print_line(f"epoch {epoch}/{last} {phase.name}", record)
@@ -383,4 +382,4 @@ class Trainer:
         if record.get("overflows"):
             parts.append(f"{record['overflows']:.0f} updates skipped, loss scale {record['loss_scale']:g}")
         first = record.get("first_step_s") or 0
-        print(f"{label}: {', '.join(parts)}" + (f" (first step {first:.0f} s)" if first > 5 else ""), flush=True)
+        log.info(f"{label}: {', '.join(parts)}" + (f" (first step {first:.0f} s)" if first > 5 else ""))

@@ -128,6 +128,12 @@ class TrainingState(nn.Cell):
         count = float(self.losses.asnumpy())
         return float(self.loss_sum.asnumpy()) / count if count else None
 
+    def record(self) -> dict[str, float | None]:
+        """Mean loss of the epoch so far, and all else of `REPORT` as the latest update left it; a checkpoint holds
+        it."""
+        latest = (self.gradient_norm, self.rate, self.loss_scale, self.overflows, self.overflows_in_a_row)
+        return {"train_loss": self.mean_loss()} | dict(zip(REPORT[1:], (float(p.asnumpy()) for p in latest)))
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The network has the averaged weights inside."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -174,16 +175,22 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         lines = read_text(folder / "metrics.jsonl", errors="replace").splitlines()
     except OSError:
         return []
-    by_epoch: dict[int, dict[str, Any]] = {}
+    records = []
     for line in lines:
         try:
-            record = json.loads(line)
-        except ValueError:
+            records.append(json.loads(line))
+        except (ValueError, RecursionError):
             continue  # a line that a killed run left unfinished
-        if isinstance(record, dict) and isinstance(record.get("epoch"), int):
-            known = {name: value for name, value in record.items() if value is not None}
-            by_epoch[record["epoch"]] = by_epoch.get(record["epoch"], {}) | known
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+    return by_epoch(record for record in records if isinstance(record, dict) and isinstance(record.get("epoch"), int))
+
+
+def by_epoch(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A record an epoch, in order; of several, later values win that are known."""
+    result: dict[int, dict[str, Any]] = {}
+    for record in records:
+        known = {name: value for name, value in record.items() if value is not None}
+        result[record["epoch"]] = result.get(record["epoch"], {}) | known
+    return [result[epoch] for epoch in sorted(result)]
 
 
 def _json(path: Path) -> Any:

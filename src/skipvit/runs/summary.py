@@ -9,10 +9,11 @@ from skipvit.util.text import table
 
 
 def summary(records: list[dict[str, Any]], best: str, macs: dict[str, int]) -> dict[str, Any]:
-    """For each forward: final accuracies in percent, median training throughput over its epochs, MACs.
+    """For each forward: final accuracies in percent, median training throughput over its epochs, MACs. What is not
+    known is None.
 
     Args:
-        records: the run's epochs, see `runs.run.Run.records`; the last one was evaluated.
+        records: the run's epochs, as far as they are known, see `runs.run.Run.records`; the last one was evaluated.
         best: the forward that decided about the best checkpoint.
         macs: of an image, by forward.
     """
@@ -48,7 +49,8 @@ def as_text(result: dict[str, Any]) -> str:
     if dense and routed:
         lines.append(f"routed against dense: MACs {dense['gmacs'] / routed['gmacs']:.2f} x fewer")
     best = result["best"]
-    lines.append(f"best: {best['top1']:.2f} % ({best['forward']}, epoch {best['epoch']})")
+    epoch = f"epoch {best['epoch']}" if best["epoch"] else "of an epoch that the log has lost"
+    lines.append(f"best: {best['top1']:.2f} % ({best['forward']}, {epoch})")
     if result["overflows"]:
         lines.append(f"{result['overflows']:.0f} updates were skipped because they were not finite")
     return "\n".join(lines)
