@@ -92,11 +92,13 @@ def test_a_folder_in_which_another_process_trains_is_refused(folder):
 
 def test_garbage_in_its_own_files_stops_nothing(folder):
     (folder.path / "metrics.jsonl").write_bytes(b'17\n{"epoch": "x"}\n\xff\xfe\n[1]\n')
-    (folder.path / "versions.json").write_text("")
     folder.log(epoch(1))
-    folder.note(["train.py"])
     assert [r["epoch"] for r in read_records(folder.path)] == [1]
-    assert len(json.loads((folder.path / "versions.json").read_text())) == 1
+    for text in ("", "17", '{"started": "today"}', "[" * 100_000):
+        (folder.path / "versions.json").write_text(text)
+        folder.note(["train.py"])
+        (start,) = json.loads((folder.path / "versions.json").read_text())
+        assert start["command"] == "train.py", text
 
 
 @pytest.mark.slow

@@ -35,6 +35,8 @@ def _named(model: dict[str, Any]) -> dict[str, Any]:
         model.pop("image_size", None)
     else:
         name = f"vit_{size}_patch16_224"
+    if model.get("gelu") == "tanh":  # the default, which a run folder has written out and a recipe has not
+        model.pop("gelu")
     return {"name": name} | {key: value for key, value in model.items() if value is not None or key == "name"}
 
 

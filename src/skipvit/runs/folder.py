@@ -19,7 +19,7 @@ from skipvit.runs.curves import curves
 from skipvit.runs.events import Events
 from skipvit.runs.run import read_records
 from skipvit.util.errors import UsageError
-from skipvit.util.files import lock, make_folder, replacing, write_whole
+from skipvit.util.files import lock, make_folder, read_json, replacing, write_whole
 from skipvit.util.log import log
 
 
@@ -109,10 +109,8 @@ class RunFolder:
             "machine": platform.platform(),
         }
         path = self.path / "versions.json"
-        try:
-            starts = json.loads(path.read_text())
-        except (OSError, ValueError):
-            starts = []
+        found = read_json(path)
+        starts = found if isinstance(found, list) else []
         write_whole(path, json.dumps([*starts, entry], indent=2) + "\n")
 
     def open_events(self) -> None:

@@ -18,7 +18,7 @@ from skipvit.engine.checkpoint_file import read_entries
 from skipvit.routing.forward import Forward
 from skipvit.runs.trained import Trained
 from skipvit.util.errors import RunError, UsageError
-from skipvit.util.files import is_locked, read_text
+from skipvit.util.files import is_locked, read_json, read_text
 from skipvit.util.log import log
 
 
@@ -53,7 +53,7 @@ class Run:
         path, count = self.path / "classes.json", self.config.model.num_classes
         if not path.exists():
             return None
-        names = _json(path)
+        names = read_json(path)
         if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
             raise RunError(
                 f"{path}: not a list of {count} class names; mend it, or remove it to read them from the data set"
@@ -66,7 +66,7 @@ class Run:
 
     def summary(self) -> dict[str, Any] | None:
         """What `summary.json` says; None if there is none that can be read."""
-        found = _json(self.path / "summary.json")
+        found = read_json(self.path / "summary.json")
         return found if isinstance(found, dict) and isinstance(found.get("forwards"), dict) else None
 
     @property
@@ -191,10 +191,3 @@ def by_epoch(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         known = {name: value for name, value in record.items() if value is not None}
         result[record["epoch"]] = result.get(record["epoch"], {}) | known
     return [result[epoch] for epoch in sorted(result)]
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except (OSError, ValueError):
-        return None

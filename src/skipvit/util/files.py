@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from skipvit.util.errors import UsageError
 
@@ -92,6 +93,14 @@ def read_bytes(path: str | bytes | Path) -> bytes:
 def read_text(path: str | bytes | Path, errors: str = "strict") -> str:
     """The content of a regular text file in UTF-8. Raises OSError as `open_regular`, and UnicodeDecodeError."""
     return read_bytes(path).decode("utf-8", errors)
+
+
+def read_json(path: str | bytes | Path) -> Any:
+    """What a side file says; None for one that is missing, is no regular file, or is not JSON."""
+    try:
+        return json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def lock(path: Path, message: str) -> BinaryIO:
