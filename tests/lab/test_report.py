@@ -1,4 +1,5 @@
-"""`skipvit report` on a sweep whose numbers are made up: its tables against the same figures worked out here, its page in a browser."""
+"""`skipvit report` on a sweep whose numbers are made up: its tables against the same figures worked out here, its page
+in a browser, and measurements that are not true any more."""
 
 import base64
 import json
@@ -11,21 +12,25 @@ import pytest
 from PIL import Image
 
 from skipvit.cli import run
-from skipvit.config import config as configuration
-from skipvit.lab import report_bench, report_blocks, report_speed, report_weights
-from skipvit.lab.plan import Run
-from skipvit.lab.report_runs import read_sweep
+from skipvit.config.config import to_yaml
+from skipvit.config.reading import checked
+from skipvit.lab.plan import Trial
+from skipvit.lab.report import accuracy, page, speed, weights
+from skipvit.lab.report.figures import kept_figure
+from skipvit.lab.report.origin import save
+from skipvit.lab.report.page import Plot, Text, to_html, to_markdown, to_png
+from skipvit.lab.study import read_study
 from skipvit.lab.sweep import claimed
-from skipvit.measure.bench import variants as bench
 
+MODEL = {"name": "vit_tiny_patch16_224", "width": 64, "depth": 6, "heads": 2, "patch": 4, "image_size": 32}
+MODEL |= {"num_classes": 10}
 BASE = {
     "device": "cpu",
-    "model": {"size": "tiny", "width": 64, "depth": 6, "heads": 2, "patch": 4, "image_size": 32, "num_classes": 10},
+    "model": MODEL,
     "data": {"kind": "shapes", "batch_size": 32, "train_size": 320},
-    "phases": {"dense_warmup_epochs": 0},
     "optim": {"epochs": 4, "warmup_epochs": 1},
 }
-ROUTED = {"routes": [{"start": 2, "end": 5}], "phases": {"dense_warmup_epochs": 1}}
+ROUTED = {"routes": [{"start": 2, "end": 5}], "phases": [{"epochs": 1, "routes": []}, {}]}
 # By method: keys; after epochs 2 and 4 top-1 by seed, dense and routed.
 METHODS = {
     "dense": ({}, [([80.0, 82.0, 84.0], None), ([90.0, 92.0, 94.0], None)]),
@@ -40,9 +45,9 @@ WARMUP = {0: [88.0, 90.0, 92.0], 2: [90.0, 90.0, 93.0]}
 
 def write_run(folder, name, method, seed, keys, evaluations, variant=None, point=None):
     """A run's folder as training leaves it, and its entry in sweep.json."""
-    config = configuration.checked(BASE | keys | {"name": name, "seed": seed}, name)
+    config = checked(BASE | keys | {"name": name, "seed": seed}, name)
     (folder / name).mkdir(parents=True)
-    (folder / name / "config.yaml").write_text(configuration.to_yaml(config))
+    (folder / name / "config.yaml").write_text(to_yaml(config))
     forward = config.trained()
     with open(folder / name / "metrics.jsonl", "w") as file:
         for epoch, (dense, routed) in zip((2, 4), evaluations):
@@ -55,7 +60,9 @@ def write_run(folder, name, method, seed, keys, evaluations, variant=None, point
         "best": {"forward": forward},
     }
     (folder / name / "summary.json").write_text(json.dumps(summary))
-    return Run(name, method, variant or method, "", seed, point or {}, config).as_dict()
+    (folder / name / "checkpoints").mkdir()
+    (folder / name / "checkpoints" / "epoch_0004_step_000010.ckpt").write_bytes(b"weights")
+    return Trial(name, method, variant or method, "", seed, point or {}, config).as_dict()
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +75,12 @@ def sweep(tmp_path_factory):
             runs.append(write_run(folder, f"{method}-s{seed}", method, seed, keys, values))
     for epochs, tops in WARMUP.items():
         keys = ROUTED | {
-            "phases": {"dense_warmup_epochs": epochs},
+            "phases": [{"epochs": epochs, "routes": []}, {}],
             "ema": {"decay": 0.0},
             "optim": {"epochs": 4, "warmup_epochs": 0},
         }
         for seed, top1 in enumerate(tops):
-            name, point = f"long-dense_warmup_epochs_{epochs}", {"phases.dense_warmup_epochs": f"{25 * epochs}%"}
+            name, point = f"long-warmup_{epochs}", {"warmup": f"{25 * epochs}%"}
             runs.append(write_run(folder, f"{name}-s{seed}", "long", seed, keys, [(50.0, top1)] * 2, name, point))
     runs.append(runs[-1] | {"name": "lost-s0", "method": "lost", "variant": "lost"})
     about = {"plan": "made_up", "baseline": "dense", "target": 90.0, "runs": runs}
@@ -115,19 +122,25 @@ def without_speed(sweep):
     return tables(sweep), (sweep / "report/report.md").read_text(), (sweep / "report/report.html").read_text()
 
 
+def save_weights(sweep):
+    """What --weights would find: dense weights of each seed along skipvit's routes, and a figure of kept patches."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    kept = {2: np.tile(np.arange(20, 49), (2, 1)), 10: np.tile(np.arange(29), (2, 1))}
+    runs = {arm.label: arm.runs for arm in read_study(sweep).arms}
+    paths = {run.run.path.name: run.run.checkpoints()[-1] for of in runs.values() for run in of.values()}
+    dense = {seed: weights.of_checkpoint(run, paths[f"dense-s{seed}"]) for seed, run in runs["dense"].items()}
+    tops = [{"top1": 70.0 + seed} | about for seed, about in dense.items()]
+    png = base64.b64encode(to_png(kept_figure(images, kept, 8))).decode()
+    of_kept = {"png": png} | weights.of_checkpoint(runs["skipvit"][0], paths["skipvit-s0"])
+    save(sweep / "weights.json", "cpu", {"dense_weights_routed": {"skipvit": tops}, "kept": {"skipvit": of_kept}})
+
+
 @pytest.fixture(scope="module")
 def complete(sweep, without_speed):
     """The report after a measurement, with dense weights along the routes and kept patches."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "measure", fake_measure)
-        (sweep / report_weights.MATRIX).write_text(json.dumps({"skipvit": {"0": 70.0, "1": 71.0, "2": 72.0}}))
-        images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-        kept = {
-            "skipvit/images": images,
-            "skipvit/10": np.tile(np.arange(29), (2, 1)),
-            "skipvit/2": np.tile(np.arange(20, 49), (2, 1)),
-        }
-        np.savez_compressed(sweep / report_weights.KEPT, **kept)
+        patch.setattr(speed, "take_turns", fake_measure)
+        save_weights(sweep)
         assert run("report", [str(sweep), "--bench"]) == 0
     return sweep / "report"
 
@@ -145,17 +158,17 @@ def test_accuracies_and_paired_differences(sweep, without_speed):
         "not distinguishable from dense",
     ]
     assert rows_of(sweep, "random")[0][-2:] == ["-9.83 ± 0.72", "below dense"]
-    order = ["method", "dense", "skipvit", "random", "long-dense_warmup_epochs_0", "long-dense_warmup_epochs_2"]
+    order = ["method", "dense", "skipvit", "random", "long-warmup_0", "long-warmup_2"]
     assert [row[0] for row in tables(sweep)][:6] == order
 
 
 def test_equal_differences_are_no_certainty(sweep):
     """Three seeds that all differ by one point have an interval of no width, which is no evidence of anything."""
-    read = read_sweep(sweep)
-    (variant,) = [variant for variant in read.variants if variant.label == "skipvit"]
+    read = read_study(sweep)
+    (arm,) = [arm for arm in read.arms if arm.label == "skipvit"]
     for seed, top1 in enumerate((91.0, 93.0, 95.0)):
-        variant.runs[seed].top1["routed"] = top1
-    assert report_blocks._difference(read, variant) == (
+        arm.runs[seed].top1["routed"] = top1
+    assert accuracy.difference(read, arm) == (
         "+1.00 ± 0.00",
         "the same in every seed, by chance: its spread is not known",
     )
@@ -174,7 +187,7 @@ def test_another_method_can_be_the_baseline(sweep, tmp_path):
 def test_it_says_how_many_seeds_what_is_missing_and_that_it_does_not_rank(without_speed):
     _, markdown, page = without_speed
     assert "5 methods, 3 seeds (0, 1, 2); 15 of 16 runs are finished" in markdown and "left out: lost-s0." in markdown
-    assert "lost-s0 failed: data.path: <nowhere> is not a folder" in markdown and "&lt;nowhere&gt;" in page
+    assert "lost-s0 failed: data.path: \\<nowhere> is not a folder" in markdown and "&lt;nowhere&gt;" in page
     assert "which is no ranking" in markdown and "best" not in markdown.lower()
 
 
@@ -195,11 +208,12 @@ def test_measured_gains_count_the_warm_up(sweep, complete):
     ideal, whole = (float(cell.split()[0]) for cell in speed[1:3])
     assert whole == pytest.approx(4 / (1 + 3 / ideal), abs=0.01)
     for epochs, gain in ((2, "1.33 ×"), (0, "2.00 ×")):
-        assert rows_of(sweep, f"long-dense_warmup_epochs_{epochs}")[1][5].startswith(gain)
+        assert rows_of(sweep, f"long-warmup_{epochs}")[1][5].startswith(gain)
 
 
 def test_time_to_the_target_is_epochs_times_measured_seconds(sweep, complete):
-    """Of skipvit seed 0 reaches 90 % after 4 epochs, the others after 2; an epoch is 10 steps. 1 x 2 s + 3 x 1 s and twice 2 + 1."""
+    """Of skipvit seed 0 reaches 90 % after 4 epochs, the others after 2; an epoch is 10 steps. 1 x 2 s + 3 x 1 s and
+    twice 2 + 1."""
     assert rows_of(sweep, "skipvit")[2][:2] == ["3 of 3", "2.7 ± 2.9"]
     mean, half = np.mean([5, 3, 3]), 4.3027 * np.std([5, 3, 3], ddof=1) / np.sqrt(3)
     assert rows_of(sweep, "skipvit")[2][2] == f"{mean:.1f} ± {half:.1f}"
@@ -217,42 +231,34 @@ def test_the_page_is_one_small_file_that_needs_no_network(complete):
     assert len(page.encode()) < 5e6
     assert not re.search(r"https?://|<script|<link|@import|url\(|srcset", page)
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 6 and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert len(sources) == 5 and all(source.startswith("data:image/png;base64,") for source in sources)
     for source in sources:
         assert base64.b64decode(source.split(",")[1]).startswith(b"\x89PNG")
 
 
 def test_accuracy_is_drawn_over_numbers_and_over_shares(complete):
-    assert "# Accuracy over phases.dense_warmup_epochs, %\n" in (complete / "report.md").read_text()
-    assert report_blocks._number(("routes.0.keep_ratio", 0.3)) == ("routes.0.keep_ratio", 0.3)
-    assert report_blocks._number(("phases.dense_warmup_epochs", "2.5%")) == ("phases.dense_warmup_epochs, %", 2.5)
-    assert report_blocks._number(("size", "small")) is None and report_blocks._number(("phases.hold", True)) is None
+    assert "# Accuracy over warmup, %\n" in (complete / "report.md").read_text()
+    assert accuracy._number(("routes.0.keep_ratio", 0.3)) == ("routes.0.keep_ratio", 0.3)
+    assert accuracy._number(("warmup", "2.5%")) == ("warmup, %", 2.5)
+    assert accuracy._number(("size", "small")) is None and accuracy._number(("phases.hold", True)) is None
 
 
 def test_the_markdown_names_figures_that_are_there(complete):
     markdown = (complete / "report.md").read_text()
     named = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", markdown)
-    assert named == [
-        "seeds.png",
-        "front.png",
-        "time.png",
-        "curve_phases_dense_warmup_epochs.png",
-        "matrix.png",
-        "kept_skipvit.png",
-    ]
+    assert named == ["seeds.png", "front.png", "time.png", "curve_warmup.png", "kept_skipvit.png"]
     for name in named:
         assert np.asarray(Image.open(complete / name).convert("L")).std() > 5
 
 
 def test_distinct_steps_are_measured_once(sweep):
     """Warm-up and learning rates do not change a step: `long` is timed as skipvit is, `random` is not."""
-    (variants,) = report_bench.groups(read_sweep(sweep)).values()
-    assert [variant.name for variant in variants] == ["dense", "skipvit", "random"]
-
-
-def test_kept_patches_are_read_by_epoch(sweep, complete):
-    ((images, epochs),) = report_weights.read_kept(read_sweep(sweep)).values()
-    assert images.shape == (2, 32, 32, 3) and list(epochs) == [2, 10] and epochs[2][0, 0] == 20
+    (steps,) = speed.groups(read_study(sweep)).values()
+    assert [(arm.name, forward) for arm, forward in steps.values()] == [
+        ("dense", "dense"),
+        ("skipvit", "routed"),
+        ("random", "routed"),
+    ]
 
 
 def test_nothing_is_timed_beside_a_running_sweep(sweep, capsys):
@@ -262,22 +268,113 @@ def test_nothing_is_timed_beside_a_running_sweep(sweep, capsys):
 
 
 def test_figures_show_the_speed_of_whole_runs(sweep, complete):
-    """Routed steps are twice as fast: with one dense epoch of four the run is 1.6 times, with two 1.33, with none 2 times as fast."""
-    read = read_sweep(sweep)
-    _, speeds = report_bench.read(read)
-    points = {variant.label: report_speed.point_of(variant, speeds) for variant in read.variants}
-    assert points["skipvit"].speed == pytest.approx(1.6) and points["skipvit"].speed_interval == pytest.approx(
-        [1.6, 1.6]
+    """Routed steps are twice as fast: with one dense epoch of four the run is 1.6 times, with two 1.33, with none 2
+    times as fast."""
+    study = read_study(sweep)
+    _, speeds, left_out = speed.read(study, "cpu")
+    gains = speed.gains_of(study, speeds)
+    assert gains["skipvit"] == pytest.approx((1.6, 1.6, 1.6)) and gains["dense"] == (1, 1, 1) and not left_out
+    assert gains["long-warmup_2"][0] == pytest.approx(4 / 3) and "random" not in gains
+    ideal = {label: gain[0] for label, gain in speed.gains_of(study, {}).items()}
+    zero, two = ideal["long-warmup_0"], ideal["long-warmup_2"]
+    assert zero > ideal["skipvit"] > two > 1 == ideal["dense"]
+
+
+def copied(sweep, tmp_path, methods=("dense", "skipvit", "random"), seeds=(0, 1, 2)):
+    """The sweep with some of its methods, in a folder of its own."""
+    about = json.loads((sweep / "sweep.json").read_text())
+    about["runs"] = [run for run in about["runs"] if run["method"] in methods and run["seed"] in seeds]
+    for run_ in about["runs"]:
+        shutil.copytree(sweep / run_["name"], tmp_path / "copy" / run_["name"])
+    for path in sweep.glob("*.json"):
+        shutil.copy(path, tmp_path / "copy")
+    (tmp_path / "copy/sweep.json").write_text(json.dumps(about))
+    return tmp_path / "copy"
+
+
+def test_what_was_measured_with_other_code_or_on_another_device_is_left_out(sweep, complete, tmp_path, capsys):
+    folder = copied(sweep, tmp_path)
+    for name, key, other in (("bench.json", "skipvit", "0.1+00000000"), ("weights.json", "device", "ascend")):
+        found = json.loads((folder / name).read_text())
+        found["origin"][key], found["date"] = other, "2025-01-02"
+        (folder / name).write_text(json.dumps(found))
+    assert run("report", [str(folder)]) == 0
+    markdown = (folder / "report/report.md").read_text()
+    said = "bench.json is left out: measured on 2025-01-02 with skipvit 0.1+00000000, now "
+    assert said in markdown and said in capsys.readouterr().err
+    assert "weights.json is left out: measured on 2025-01-02 with device ascend, now cpu" in markdown
+    assert "no speed was measured yet" in markdown and "kept_skipvit" not in markdown
+    assert rows_of(folder, "skipvit")[-1][1] == "–"
+
+
+def test_weights_of_a_run_that_was_trained_since_are_left_out(sweep, complete, tmp_path):
+    folder = copied(sweep, tmp_path)
+    (folder / "dense-s1/checkpoints/epoch_0004_step_000010.ckpt").write_bytes(b"others")
+    (folder / "skipvit-s0/config.yaml").write_text(
+        (folder / "skipvit-s0/config.yaml").read_text().replace("0.9", "0.8")
     )
-    assert points["long-dense_warmup_epochs_2"].speed == pytest.approx(4 / 3) and np.isnan(points["random"].speed)
-    ideal = {variant.label: report_speed.point_of(variant, {}).speed for variant in read.variants}
-    assert (
-        ideal["long-dense_warmup_epochs_0"]
-        > ideal["skipvit"]
-        > ideal["long-dense_warmup_epochs_2"]
-        > 1
-        == ideal["dense"]
-    )
+    (folder / "random-s0/checkpoints/epoch_0004_step_000010.ckpt").write_bytes(b"others")  # not of what was measured
+    assert run("report", [str(folder)]) == 0
+    markdown = (folder / "report/report.md").read_text()
+    assert "weights.json: trained since, and so left out: dense-s1, skipvit-s0;" in markdown
+    assert rows_of(folder, "skipvit")[-1][1] == "71.00 ± 12.71" and "kept_skipvit" not in markdown  # of 70 and 72
+
+
+SIDE_FILES = ["sweep.json", "failed.json", "bench.json", "weights.json", "skipvit-s0/summary.json"]
+SIDE_FILES += ["skipvit-s0/config.yaml", "skipvit-s0/metrics.jsonl", "dense-s0/versions.json"]
+
+
+@pytest.mark.parametrize("name", SIDE_FILES)
+def test_files_of_the_wrong_shape_are_one_line(sweep, complete, tmp_path, capsys, monkeypatch, name):
+    """Cut, no JSON, JSON of another shape, and each value in turn replaced by one of another type."""
+    monkeypatch.setattr(page, "to_png", lambda figure: b"png")  # drawing takes most of the time
+    folder = copied(sweep, tmp_path, ("dense", "skipvit"), (0,))
+    text = (folder / name).read_text() if (folder / name).exists() else '[{"skipvit": "1"}]'
+    wrong = [text[: len(text) // 2], "", "[1]", '"x"', "{}", '{"epochs": 4}', "\x00\xff"]
+    if name.endswith("json"):
+        wrong += mutations(json.loads(text))
+    for content in wrong:
+        (folder / name).write_text(content)
+        assert run("report", [str(folder)]) in (0, 1, 2), content[:200]
+        err = capsys.readouterr().err
+        assert "Traceback" not in err and len(err.splitlines()) <= 2 and len(err) < 2000, content[:200]
+
+
+def mutations(values, count=8):
+    """Text of a JSON value with one value in it, anywhere, replaced by another."""
+    places = []
+
+    def walk(value, place):
+        places.append(place)
+        pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, below in pairs:
+            walk(below, (*place, key))
+
+    walk(values, ())
+    rng = np.random.default_rng(0)
+    others = [None, -1, 0, 1e400, "x", "$\\x$", [], {}, {"top1": "x"}, [None], True, 10**30]
+    for place in [places[i] for i in rng.permutation(len(places))[:count] if places[i]]:
+        copy = json.loads(json.dumps(values))
+        at = copy
+        for key in place[:-1]:
+            at = at[key]
+        at[place[-1]] = others[rng.integers(len(others))]
+        yield json.dumps(copy)
+
+
+def test_names_that_mean_something_to_others_stay_names(tmp_path):
+    """To HTML, to Markdown, to a file system and to a terminal."""
+    image = to_png(kept_figure(np.zeros((1, 8, 8, 3), np.uint8), {}, 2))
+    blocks = [
+        Text(["<b>*x*</b> `<i>` \x1b[31m | [a](b)"]),
+        Plot("drop.fused", image, "a"),
+        Plot("drop_fused", image, "b"),
+    ]
+    html, markdown = to_html("a & b", blocks), to_markdown("a & b", blocks, tmp_path)
+    assert "&lt;b&gt;*x*&lt;/b&gt; <code>&lt;i&gt;</code> \\x1b[31m" in html and "<title>a &amp; b</title>" in html
+    assert "\\<b>\\*x\\*\\</b> `<i>` " in markdown and "\\[a\\](b)" in markdown and "\x1b" not in html + markdown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drop_fused.png", "drop_fused_2.png"]
+    assert "(drop_fused.png)" in markdown and "(drop_fused_2.png)" in markdown
 
 
 @pytest.mark.parametrize(
@@ -286,13 +383,9 @@ def test_figures_show_the_speed_of_whole_runs(sweep, complete):
         (["{empty}"], 2, "not the folder of a sweep"),
         (["{unfinished}"], 1, "no run of this sweep is finished yet"),
         (["{empty}", "--benhc"], 2, "--benhc is not an option; did you mean --bench?"),
-        (["{empty}", "--rounds", "3"], 2, "--rounds: 3 rounds have no 95 % interval"),
+        (["{empty}", "--rounds", "3"], 2, "rounds: 3 rounds have no 95 % interval"),
         (["{sweep}", "--baseline", "randem"], 2, "randem is not a finished method of this sweep; did you mean random?"),
-        (
-            ["{sweep}", "--baseline", "long"],
-            2,
-            "long is several methods (long-dense_warmup_epochs_0, long-dense_warmup_epochs_2)",
-        ),
+        (["{sweep}", "--baseline", "long"], 2, "long is several methods (long-warmup_0, long-warmup_2)"),
         (["{empty}", "--target", "0"], 2, "--target: 0 is not an accuracy"),
         ([], 2, "folder"),
     ],

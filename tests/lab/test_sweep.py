@@ -2,28 +2,33 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import astuple
 from pathlib import Path
 
 import pytest
 import yaml
 
 from skipvit.cli import run
-from skipvit.config import config as configuration
+from skipvit.config.config import to_yaml
+from skipvit.config.reading import checked, load_config
 from skipvit.lab import plan as plans
-from skipvit.lab.sweep import places_of
-from skipvit.lab.sweep_reuse import take_over
+from skipvit.lab import sweep as sweeps
+from skipvit.lab.jobs import Jobs, Place
+from skipvit.lab.sweep import Sweep, places_of, take_over
+from skipvit.util.errors import RunError
 
 SRC = Path(__file__).parents[2] / "src"
+MODEL = {"name": "vit_tiny_patch16_224", "width": 16, "depth": 3, "heads": 2, "patch": 8, "image_size": 32}
+MODEL |= {"num_classes": 10}
 BASE = {
     "device": "cpu",
-    "model": {"size": "tiny", "width": 16, "depth": 3, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10},
+    "model": MODEL,
     "data": {"kind": "shapes", "batch_size": 20, "train_size": 120, "val_size": 40},
-    "phases": {"dense_warmup_epochs": 0},
     "optim": {"epochs": 2, "lr": 1.0e-3, "warmup_epochs": 0},
 }
 ROUTES = {"routes": [{"start": 1, "end": 2}]}
@@ -119,7 +124,8 @@ def test_a_sweep_that_was_interrupted_and_killed_completes_and_does_no_finished_
 
 @pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others_which_are_reported(tmp_path, capsys):
-    """The failed one is named; the report of the others measures speed, and dense weights along the route as `skipvit eval` does."""
+    """The failed one is named; the report of the others measures speed, and dense weights along the route as `skipvit
+    eval` does."""
     broken = {"data": {"kind": "image_folder", "path": "nowhere"}}
     write(tmp_path, seeds=1, methods={"dense": {}, "broken": broken, "skipvit": ROUTES})
     process = begin(tmp_path)
@@ -137,16 +143,15 @@ def test_a_run_that_fails_does_not_stop_the_others_which_are_reported(tmp_path, 
     markdown = (folder / "report/report.md").read_text()
     assert (
         "one seed: nothing can be said" in markdown
-        and "measured gain, routed step" in markdown
+        and "measured gain of a step" in markdown
         and "kept_skipvit.png" in markdown
     )
     capsys.readouterr()
     weights = sorted((folder / "dense-s0/checkpoints").glob("epoch_*"))[-1]
     assert run("eval", ["--config", str(folder / "skipvit-s0/config.yaml"), "--weights", str(weights), "--json"]) == 0
     expected = json.loads(capsys.readouterr().out)
-    assert json.loads((folder / "dense_weights_routed.json").read_text()) == {
-        "skipvit": {"0": expected["routed"]["top1"]}
-    }
+    found = json.loads((folder / "weights.json").read_text())["dense_weights_routed"]
+    assert found["skipvit"][0]["top1"] == expected["routed"]["top1"]
     assert f"| skipvit | {expected['dense']['top1']:.2f} | {expected['routed']['top1']:.2f} |" in markdown
 
 
@@ -198,7 +203,7 @@ def test_a_wrong_plan_is_refused_in_one_line(tmp_path, capsys, changes, message)
     [
         (["--jobs", "0"], "--jobs: 0 runs at the same time"),
         (["--job", "2"], "--job is not an option; did you mean --jobs?"),
-        (["--name", "x"], "--name, --seed: the sweep sets them"),
+        (["--name", "x"], "--name: the sweep sets it"),
         (["--optim.epochs", "0"], "optim.epochs: input should be greater than 0"),
     ],
 )
@@ -212,9 +217,7 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path, capsys):
 
 
 def test_a_plan_is_resolved_into_methods_times_grids_times_seeds(tmp_path):
-    (tmp_path / "way.yaml").write_text(
-        "routes: [{start: 1, end: 11}]\nphases: {dense_warmup_epochs: 1}\n"
-    )  # of 12 blocks
+    (tmp_path / "way.yaml").write_text("routes: [{start: 1/3, end: -1}]\nphases: [{epochs: 1, routes: []}, {}]\n")
     path = write(
         tmp_path,
         seeds=[3, 5],
@@ -227,71 +230,96 @@ def test_a_plan_is_resolved_into_methods_times_grids_times_seeds(tmp_path):
         },
     )
     plan = plans.read(path)
-    names = [run.name for run in plan.runs]
+    names = [trial.name for trial in plan.trials]
     assert names[:4] == ["dense-width_narrow-s3", "dense-width_narrow-s5", "dense-width_wide-s3", "dense-width_wide-s5"]
     assert len(names) == 2 * 2 * (1 + 1 + 2) and len(set(names)) == len(names)
-    last = plan.runs[-1]
-    assert (
-        last.name == "ratios-keep_ratio_0.7-width_wide-s5"
-        and last.variant == "ratios-keep_ratio_0.7"
-        and last.cell == "width_wide"
-    )
+    last = plan.trials[-1]
+    assert last.name == "ratios-keep_ratio_0.7-width_wide-s5"
+    assert (last.variant, last.cell) == ("ratios-keep_ratio_0.7", "width_wide")
     assert last.point == {"width": "wide", "routes.0.keep_ratio": 0.7}
     config = last.config
     assert (config.name, config.seed, config.routes[0].keep_ratio) == (last.name, 5, 0.7)
-    assert (config.routes[0].start, config.routes[0].end) == (1, 2)  # of 3 blocks
-    assert (config.optim.lr, config.optim.beta2, config.optim.epochs) == (
-        2e-3,
-        0.9,
-        2,
-    )  # the method's, the plan's, the base's
-    assert (config.model.width, config.model.heads, config.model.depth) == (
-        32,
-        4,
-        3,
-    ) and config.phases.dense_warmup_epochs == 1
-    assert plan.runs[0].config.routes == [] and plan.baseline == "dense"
+    optim, model = config.optim, config.model  # the method's, the plan's, the base's; the grid's
+    assert (optim.lr, optim.beta2, optim.epochs) == (2e-3, 0.9, 2)
+    assert (model.width, model.heads, model.depth) == (32, 4, 3)
+    assert [(phase.forward, phase.epochs) for phase in config.resolved_phases()] == [("dense", 1), ("routed", 1)]
+    assert plan.trials[0].config.routes == [] and plan.baseline == "dense"
 
 
-def test_method_files_are_scaled_to_each_depth(tmp_path, capsys):
-    (tmp_path / "way.yaml").write_text("routes: [{start: 4, end: 11}]\n")
-    plan = write(tmp_path, seeds=1, grid={"model.depth": [6, 12]}, methods={"dense": {}, "way": "way.yaml"})
-    assert [[(r.start, r.end) for r in run.config.routes] for run in plans.read(plan).runs] == [
-        [],
-        [],
-        [(2, 5)],
-        [(4, 11)],
-    ]
-    assert "set it in the plan" in refused(plan, capsys, "--model.depth", "8")
-    write(tmp_path, methods={"way": {"from": "way.yaml", "model.size": "huge"}})
-    assert "methods.way: model.size: input should be" in refused(plan, capsys)
+def spans(trial):
+    return [(span["start"], span["end"]) for span in plans.forward_of(trial.config, trial.config.main())["spans"]]
 
 
-def test_another_base_goes_without_common_and_scales_the_routes_of_the_plan(tmp_path, capsys):
-    deep = BASE | {"model": BASE["model"] | {"depth": 12}, "optim": BASE["optim"] | {"epochs": 20}}
+def test_routes_fit_each_depth(tmp_path):
+    """Of a method file and of the plan, over the base, the grid and a command line."""
+    (tmp_path / "way.yaml").write_text("routes: [{start: 1/3, end: -1}]\n")
+    methods = {"dense": {}, "way": "way.yaml", "own": {"routes": [{"start": "1/2", "end": None}]}}
+    plan = write(tmp_path, seeds=1, grid={"model.depth": [6, 12]}, methods=methods)
+    found = [[], [], [(2, 5)], [(4, 11)], [(3, 6)], [(6, 12)]]
+    assert [spans(trial) for trial in plans.read(plan).trials] == found
+    plan = write(tmp_path, seeds=1, methods=methods)
+    found = [[], [(8, 23)], [(12, 24)]]
+    assert [spans(trial) for trial in plans.read(plan, {"model.depth": 24}).trials] == found
+
+
+def test_another_base_goes_without_common_and_target(tmp_path, capsys):
+    deep = BASE | {"model": MODEL | {"depth": 12}, "optim": BASE["optim"] | {"epochs": 20}}
     (tmp_path / "deep.yaml").write_text(yaml.safe_dump(deep))
-    route = {"routes": [{"start": 2, "end": 5}], "phases": {"dense_warmup_epochs": "5%"}}
-    ways = {"own": route | {"grid": {"routes.0.keep_ratio": [0.3, 0.6]}}}
-    path = write(
-        tmp_path,
-        seeds=1,
-        target=50,
-        blocks=6,
-        common={"model.depth": 6, "optim.epochs": 9},
-        methods={"dense": {}} | ways,
-    )
-    here = [(run.config.optim.epochs, *(astuple(r)[:3] for r in run.config.routes)) for run in plans.read(path).runs]
-    assert here == [(9,), (9, (2, 5, 0.3)), (9, (2, 5, 0.6))]
-    moved = plans.read(path, base=tmp_path / "deep.yaml")
-    there = [(run.config.optim.epochs, *(astuple(r)[:3] for r in run.config.routes)) for run in moved.runs]
-    assert there == [(20,), (20, (4, 11, 0.3)), (20, (4, 11, 0.6))]
-    assert plans.read(path).target == 50 and moved.target is None
-    assert "set it in the plan" in refused(path, capsys, "--model.depth", "8")
+    route = {"routes": [{"start": "1/3", "end": -1}], "phases": [{"epochs": "5%", "routes": []}, {}]}
+    ways = {"dense": {}, "own": route | {"grid": {"routes.0.keep_ratio": [0.3, 0.6]}}}
+    path = write(tmp_path, seeds=1, target=50, common={"model.depth": 6, "optim.epochs": 9}, methods=ways)
+    here, there = plans.read(path), plans.read(path, base=tmp_path / "deep.yaml")
+    assert [(trial.config.optim.epochs, spans(trial)) for trial in here.trials] == [
+        (9, []),
+        (9, [(2, 5)]),
+        (9, [(2, 5)]),
+    ]
+    moved = [(trial.config.optim.epochs, spans(trial)) for trial in there.trials]
+    assert moved == [(20, []), (20, [(4, 11)]), (20, [(4, 11)])]
+    assert here.target == 50 and there.target is None
     assert "nowhere.yaml: no such config file" in refused(path, capsys, "--base", "nowhere.yaml")
-    write(tmp_path, blocks=6, methods={"dense": {}, "own": {"routes": [{"start": 2, "end": 5, "keepratio": 1}]}})
+    write(tmp_path, methods={"dense": {}, "own": {"routes": [{"start": 1, "end": 2, "keepratio": 1}]}})
     assert "methods.own: routes.0.keepratio is not a key; did you mean keep_ratio?" in refused(path, capsys)
-    write(tmp_path, blocks=6, methods={"dense": {}, "own": route | {"grid": {"routes.0.start": [1, 2]}}})
-    assert "routes.0.start cannot be scaled from 6 to 3 blocks; give the whole route" in refused(path, capsys)
+
+
+def test_a_method_file_holds_keys_of_a_run_but_no_name(tmp_path, capsys):
+    (tmp_path / "way.yaml").write_text("name: mine\nroutes: []\n")
+    assert "way.yaml.name: the sweep sets it" in refused(write(tmp_path, methods={"way": "way.yaml"}), capsys)
+    (tmp_path / "way.yaml").write_text("routes: [{start: 1, end: 2, keep_ration: 1}]\n")
+    said = refused(write(tmp_path, methods={"way": "way.yaml"}), capsys)
+    assert "methods.way (" in said and "way.yaml): routes.0.keep_ration is not a key; did you mean keep_ratio?" in said
+
+
+def test_a_run_is_the_same_however_it_is_written(tmp_path):
+    """As an earlier version wrote it, with shares of the depth, with defaults written out, with another name; not with
+    another key, route, phase or seed."""
+    old = {"size": "tiny", "width": 16, "depth": 6, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10}
+    before = BASE | {
+        "model": old | {"gelu": "tanh"},
+        "routes": [{"start": 2, "end": 5, "keep_ratio": 0.45, "random_share": None}],
+        "phases": {"dense_warmup_epochs": "5%", "dense_cooldown_epochs": 0, "evaluate": "auto"},
+    }
+    now = BASE | {
+        "name": "other",
+        "model": MODEL | {"depth": 6},
+        "routes": [{"start": "1/3", "end": -1}],
+        "phases": [{"epochs": 1, "routes": []}, {"epochs": 1}],
+        "checkpoint": {"keep": 7},
+    }
+    same = plans.identity(checked(now, "now"))
+    assert plans.identity(checked(before, "before")) == same
+    others = [
+        {"seed": 1},
+        {"routes": [{"start": 1, "end": -1}]},
+        {"phases": []},
+        {"optim": now["optim"] | {"beta1": 0.8}},
+    ]
+    others += [
+        {"eval": {"main": "dense"}},
+        {"model": MODEL | {"depth": 6, "gelu": "erf"}},
+        {"data": now["data"] | {"val_size": 50}},
+    ]
+    assert len({same, *(plans.identity(checked(now | other, "other")) for other in others)}) == 1 + len(others)
 
 
 STUDIES = [
@@ -303,10 +331,10 @@ STUDIES = [
 def test_every_study_is_valid_and_says_how_many_runs_it_has(path):
     plan = plans.read(path)
     assert (
-        f" = {len(plan.runs)} runs" in path.read_text()
+        f" = {len(plan.trials)} runs" in path.read_text()
         and f"skipvit sweep configs/studies/{path.name}" in path.read_text()
     )
-    assert plan.baseline == "dense" and not any(run.config.routes for run in plan.runs if run.method == "dense")
+    assert plan.baseline == "dense" and not any(run.config.routes for run in plan.trials if run.method == "dense")
 
 
 def test_a_dry_run_lists_the_runs_with_their_ideal_gains(tmp_path, capsys):
@@ -325,11 +353,11 @@ def test_a_dry_run_lists_the_runs_with_their_ideal_gains(tmp_path, capsys):
 
 def test_a_run_with_another_configuration_is_not_mixed_in(tmp_path, capsys):
     plan = write(tmp_path)
-    other = plans.read(plan).runs[0]
+    other = plans.read(plan).trials[0]
     folder = tmp_path / "runs" / "tiny" / other.name
     folder.mkdir(parents=True)
     config = other.config.model_copy(update={"deterministic": True})
-    (folder / "config.yaml").write_text(configuration.to_yaml(config))
+    (folder / "config.yaml").write_text(to_yaml(config))
     assert run("sweep", [str(plan), "--runs", str(tmp_path / "runs")]) == 2
     assert "this run has another deterministic than the plan; remove its folder" in capsys.readouterr().err
     for words in (
@@ -337,45 +365,158 @@ def test_a_run_with_another_configuration_is_not_mixed_in(tmp_path, capsys):
         ["--eval.every", "2"],
         ["--data.path", "elsewhere"],
     ):  # a resume may change these
-        (folder / "config.yaml").write_text(configuration.to_yaml(other.config))
+        (folder / "config.yaml").write_text(to_yaml(other.config))
         assert run("sweep", [str(plan), "--runs", str(tmp_path / "runs"), *words]) == 2
         assert f"this run has another {words[0][2:]} than the plan" in capsys.readouterr().err
 
 
 def test_finished_runs_of_another_sweep_are_taken_over_where_only_names_differ(tmp_path, capsys):
-    """Two of the four runs below are trained in the other sweep under other names, one of them is not finished; seeds and keys count."""
+    """Two of the four runs below are trained in the other sweep under other names, one of them is not finished; seeds
+    and keys count."""
     path = write(tmp_path, methods={"dense": {}, "way": ROUTES})
     other, here = tmp_path / "runs/other", tmp_path / "runs/tiny"
-    for run_ in plans.read(path).runs:
+    for run_ in plans.read(path).trials:
         name = f"theirs_{run_.name}"
         (other / name / "checkpoints").mkdir(parents=True)
         keep = run_.config.checkpoint.model_copy(update={"keep": 1})
         changed = run_.config.model_copy(
             update={"name": name, "checkpoint": keep} | ({"seed": 7} if run_.name == "way-s1" else {})
         )
-        (other / name / "config.yaml").write_text(configuration.to_yaml(changed))
+        (other / name / "config.yaml").write_text(to_yaml(changed))
         (other / name / "checkpoints" / "best.ckpt").write_bytes(b"weights")
         if run_.name != "dense-s1":
-            (other / name / "summary.json").write_text(json.dumps({"epochs": 2}))
+            (other / name / "summary.json").write_text(json.dumps({"epochs": 2, "forwards": {}}))
     here.mkdir()
-    assert take_over(plans.read(path), here, other) == ["dense-s0", "way-s0"]
+    assert take_over(plans.read(path).trials, here, other) == ["dense-s0", "way-s0"]
     assert sorted(p.name for p in here.iterdir()) == ["dense-s0", "way-s0"]
     assert (here / "way-s0/checkpoints/best.ckpt").read_bytes() == b"weights"
-    assert configuration.read(here / "way-s0/config.yaml").name == "way-s0"
+    assert load_config(here / "way-s0/config.yaml").name == "way-s0"
     assert (here / "way-s0/taken_from.txt").read_text() == f"{other}/theirs_way-s0\n"
-    assert take_over(plans.read(path), here, other) == []  # what is there is left alone
+    assert take_over(plans.read(path).trials, here, other) == []  # what is there is left alone
     assert run("sweep", [str(path), "--runs", str(tmp_path / "runs"), "--reuse", str(tmp_path)]) == 2
     assert "has no finished runs" in capsys.readouterr().err
 
 
-def test_each_job_has_cores_of_its_own():
-    config = configuration.checked(BASE, "here")
-    mine = os.sched_getaffinity(0)
-    places = places_of(config, None)
-    assert len(places) == len(mine)
-    if len(mine) > 1:
-        assert set.union(*(place["cores"] for place in places)) == mine and sum(
-            len(place["cores"]) for place in places
-        ) == len(mine)
-    assert [place["cores"] for place in places_of(config, 1)] == [None]
-    assert [place["cores"] for place in places_of(config, len(mine) + 1)] == [None] * (len(mine) + 1)
+def test_each_job_has_cores_of_its_own(monkeypatch):
+    """As many as there are, as a container's quota allows, as memory allows, or as one says."""
+    config = checked(BASE, "here")
+    mine = list(range(4))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(mine))
+    monkeypatch.setattr(sweeps, "cores", lambda: 4)
+    monkeypatch.setattr(sweeps, "memory_free", lambda: 64 * 2**30)
+
+    def cores(jobs=None):
+        return [place.cores and sorted(place.cores) for place in places_of(config, jobs)]
+
+    assert cores() == [[0], [1], [2], [3]] and cores(2) == [[0, 2], [1, 3]]
+    assert cores(1) == [None] and cores(5) == [None] * 5
+    monkeypatch.setattr(sweeps, "cores", lambda: 2)  # a quota
+    assert cores() == [[0], [1]] and cores(1) == [[0, 1]]
+    monkeypatch.setattr(sweeps, "memory_free", lambda: 2**30)
+    assert cores() == [[0, 1]] and cores(2) == [[0], [1]]
+
+
+def test_results_are_a_row_for_each_run(tmp_path):
+    sweep = Sweep(write(tmp_path), tmp_path / "runs", {"optim.epochs": 4, "optim": {"beta2": 0.9}})
+    for trial in sweep.plan.trials[:3]:
+        assert (trial.config.optim.epochs, trial.config.optim.beta2, trial.config.optim.lr) == (4, 0.9, 1e-3)
+        finish(sweep.folder / trial.name, trial.config)
+    rows = sweep.results()
+    assert [row["name"] for row in rows] == ["dense-s0", "dense-s1", "skipvit-s0", "skipvit-s1"]
+    assert [row["finished"] for row in rows] == [True, True, True, False]
+    assert rows[2]["method"] == "skipvit" and rows[2]["seed"] == 0 and rows[2]["path"] == sweep.folder / "skipvit-s0"
+    assert rows[2]["forward"] == "routed" and rows[2]["top1"] == {"dense": 50.0, "routed": 60.0}
+    assert rows[3]["top1"] == {} and rows[3]["forward"] is None
+
+
+def finish(folder, config):
+    """A run's folder as training would leave it."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(config))
+    forwards = {"dense": {"top1": 50.0}} | ({"routed": {"top1": 60.0}} if config.routes else {})
+    (folder / "summary.json").write_text(json.dumps({"epochs": config.optim.epochs, "forwards": forwards}))
+
+
+def jobs_of(tmp_path, said, monkeypatch, line):
+    """Jobs whose trainers do what a line of shell says."""
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: popen(["sh", "-c", line], **options))
+    trials = plans.read(write(tmp_path, seeds=1)).trials
+    folder = tmp_path / "runs/tiny"
+    folder.mkdir(parents=True)
+    return Jobs(folder, trials, {trial.name: tmp_path / "x.yaml" for trial in trials}, [Place()], said.append)
+
+
+def test_a_full_disk_does_not_end_the_sweep(tmp_path, monkeypatch):
+    """`failed.json` cannot be written: that is said, every run is tried, and the failures are named at the end."""
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("skipvit.lab.jobs.write_whole", full)
+    said = []
+    with pytest.raises(RunError, match="2 of 2 runs failed: dense-s0 .no images.; skipvit-s0 .no images."):
+        jobs_of(tmp_path, said, monkeypatch, "echo error: no images; exit 2").follow()
+    assert any("failed.json: not written (No space left on device)" in line for line in said)
+
+
+def test_failures_are_written_whole(tmp_path, monkeypatch):
+    with pytest.raises(RunError):
+        jobs_of(tmp_path, [], monkeypatch, "kill -SEGV $$").follow()
+    failed = json.loads((tmp_path / "runs/tiny/failed.json").read_text())
+    assert failed["dense-s0"] == "ended by SIGSEGV, after printing: nothing"
+    assert not list((tmp_path / "runs/tiny").glob(".partial*"))
+
+
+def test_an_error_of_the_sweep_waits_for_its_runs(tmp_path, monkeypatch):
+    """A run takes a moment to save after SIGTERM; the sweep ends after it, and leaves no process behind."""
+    line = f"trap 'sleep 1; touch {tmp_path}/saved; exit 3' TERM; while true; do sleep 0.1; done"
+    jobs = jobs_of(tmp_path, [], monkeypatch, line)
+
+    def fail_later(looks=[]):  # noqa: B006
+        looks.append(0)
+        if len(looks) > 2:
+            raise ValueError
+
+    monkeypatch.setattr(jobs, "look", fail_later)
+    with pytest.raises(ValueError):
+        jobs.follow()
+    assert (tmp_path / "saved").exists() and jobs.running[0].process.poll() == 3
+
+
+def test_a_run_that_cannot_be_started_is_a_failed_one(tmp_path, monkeypatch):
+    jobs = jobs_of(tmp_path, [], monkeypatch, "")
+
+    def refuse(*_, **__):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(RunError, match="dense-s0 .could not be started .Resource temporarily unavailable"):
+        jobs.follow()
+
+
+def test_too_many_runs_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plans, "MOST", 100)
+    plan = write(tmp_path, grid={"optim.lr": [i / 1000 for i in range(1, 200)]})
+    assert "these are more than 100 runs; use fewer" in refused(plan, capsys)
+
+
+def example(holds):
+    """The only piece of YAML in the lab's page that holds a text."""
+    pieces = re.findall(r"```yaml\n(.*?)```", (SRC.parent / "docs/lab.md").read_text(), re.S)
+    (found,) = (piece for piece in pieces if holds in piece)
+    return found
+
+
+def test_the_plan_and_the_method_of_the_lab_page(tmp_path):
+    shutil.copytree(SRC.parent / "configs", tmp_path / "configs")
+    path = tmp_path / "configs/studies/own.yaml"
+    path.write_text(example("base: base_shapes.yaml"))
+    trials = plans.read(path).trials
+    assert len(trials) == 5 * 2 * (1 + 1 + 3 + 1)  # seeds x sizes x (dense, skipvit, mine with three keep ratios, late)
+    assert {trial.config.routes[0].keep_ratio for trial in trials if trial.method == "mine"} == {0.3, 0.45, 0.7}
+    (late, *_) = (trial for trial in trials if trial.method == "late")
+    assert [phase.forward for phase in late.config.resolved_phases()] == ["dense", "routed", "dense"]
+    (tmp_path / "mine.yaml").write_text(example("keep_ratio: 0.6, scorer: random"))
+    path.write_text("base: base_shapes.yaml\nmethods: {dense: {routes: []}, mine: ../../mine.yaml}\n")
+    assert spans(plans.read(path, {"model.depth": 12}).trials[-1]) == [(2, 6), (6, 11)]

@@ -1,169 +1,236 @@
-"""`skipvit sweep`: train all runs of a plan, a process each."""
+"""A sweep: the runs of a plan, trained once each, whatever happens meanwhile."""
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
-from skipvit.config import config as configuration
-from skipvit.config.config import Config
-from skipvit.engine import distributed
-from skipvit.lab.plan import Plan, Run, read
-from skipvit.lab.sweep_jobs import Jobs, finished
-from skipvit.lab.sweep_reuse import take_over
-from skipvit.measure.cost import cost as cost_of
-from skipvit.runs.run_folder import RunFolder
-from skipvit.util.cores import ascend_devices, cores
+from tqdm import tqdm
+
+from skipvit.config.config import Config, to_yaml
+from skipvit.config.overrides import Values
+from skipvit.config.reading import load_config
+from skipvit.engine import devices
+from skipvit.lab.jobs import Jobs, Place, is_finished
+from skipvit.lab.plan import Trial, essentials, identity, read
+from skipvit.lab.study import outcome
+from skipvit.measure.cost import cost
+from skipvit.runs.run import read_records
+from skipvit.util.cores import ascend_devices, cores, memory_free
 from skipvit.util.errors import UsageError
-from skipvit.util.files import locked, make_folder
+from skipvit.util.files import locked, make_folder, write_whole
+from skipvit.util.text import one_line, table
 
-EPILOG = """A run that is finished is never done again; one that was begun goes on. So after Ctrl-C, a kill or a failure the same command
-completes the sweep. Each run has its folder RUNS/<plan>/<method>-s<seed>, its output is in RUNS/<plan>/logs. Keys such as
---optim.epochs 2 are for all runs. What a plan holds: docs/lab.md.
-
-examples:
-  skipvit sweep configs/studies/mechanisms.yaml
-  skipvit sweep configs/studies/mechanisms.yaml --dry-run
-  skipvit sweep configs/studies/places.yaml --reuse runs/mechanisms
-  skipvit sweep configs/studies/cifar10.yaml --data.path /path/to/cifar10
-  skipvit sweep configs/studies/places.yaml --base configs/studies/base_imagenet.yaml --runs runs/imagenet
-
-exit codes: 0 all runs are finished, 1 some failed, 2 refused before it began, 3 stopped by SIGTERM, SIGHUP or Ctrl-C
-(a second one kills)
-"""
+SOURCE = "taken_from.txt"  # in a run's folder, if it was copied from another sweep: where it was trained
+PROCESS_MEMORY = 2**30  # bytes of a trainer besides its network: MindSpore, compiled graphs, images
 
 
-def parser() -> configuration.OneLineParser:
-    result = configuration.OneLineParser(prog="skipvit sweep", description="Train all runs of a plan.", epilog=EPILOG)
-    result.add_argument("plan", metavar="PLAN", help="YAML file: base, methods, grid, seeds")
-    result.add_argument(
-        "--runs", default="runs", metavar="FOLDER", help="where the plan's folder is made (default: runs)"
-    )
-    result.add_argument(
-        "--base", metavar="FILE", help="YAML file of a run to begin with, instead of the plan's base and `common`"
-    )
-    result.add_argument(
-        "--reuse",
-        metavar="FOLDER",
-        action="append",
-        default=[],
-        help="copy the runs that another sweep has finished and this one needs, e.g. dense ones; may be repeated",
-    )
-    result.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at the same time (default: one a core, or a device)"
-    )
-    result.add_argument("--dry-run", action="store_true", help="only list the runs, with their ideal gains")
-    return result
+class Sweep:
+    """The runs of a plan, and the folder that they are in: RUNS/<name of the plan's file>.
+
+    ```python
+    sweep = skipvit.Sweep("configs/studies/mechanisms.yaml", overrides={"optim.epochs": 2})
+    sweep.run()
+    best = max(sweep.results(), key=lambda row: row["top1"][row["forward"]])
+    ```
+
+    Args:
+        plan: YAML file with base, methods, grid and seeds, see docs/lab.md.
+        runs: where the sweep's folder is made.
+        overrides: keys of a run, dotted or in groups, that all runs have over what the plan says.
+        base: YAML file of a run to begin with, instead of the plan's base and `common`.
+
+    Raises:
+        UsageError: one line: the plan, or a run of it, cannot be; or a run that is there has another configuration.
+    """
+
+    def __init__(
+        self,
+        plan: str | Path,
+        runs: str | Path = "runs",
+        overrides: Values | None = None,
+        base: str | Path | None = None,
+    ):
+        self.plan = read(Path(plan), overrides, Path(base) if base else None)
+        self.folder = Path(runs) / self.plan.name
+        for trial in self.plan.trials:
+            refuse_changed(trial, self.folder / trial.name / "config.yaml")
+
+    def run(
+        self,
+        jobs: int | None = None,
+        reuse: Iterable[str | Path] = (),
+        command: str = "",
+        say: Callable[[str], None] = tqdm.write,
+    ) -> None:
+        """Train what is not finished, a process each; what was begun goes on. Returns when all runs have ended.
+
+        Args:
+            jobs: runs at the same time; None: one a core and as memory allows, or one a device.
+            reuse: folders of other sweeps, from which finished runs of the same configuration are copied.
+            command: to note in the sweep's folder.
+            say: takes each line for a person.
+
+        Raises:
+            UsageError: it cannot begin: too many jobs, another sweep in the folder, nothing to reuse.
+            RunError: runs failed; the others are finished.
+            Stopped: by SIGTERM, SIGHUP or Ctrl-C, after the runs have saved.
+        """
+        places = places_of(self.plan.trials[0].config, jobs)
+        with claimed(self.folder):
+            for source in reuse:
+                taken = take_over(self.plan.trials, self.folder, Path(source))
+                say(f"from {source}: {', '.join(taken) or 'nothing that this plan needs'}")
+            Jobs(self.folder, self.plan.trials, self._write(command), places, say).follow()
+
+    def results(self) -> list[dict[str, Any]]:
+        """A row for each run, finished or not, in the order of the plan.
+
+        Returns:
+            dicts of `name`, `method`, `variant` (the method at a point of its own grid), `cell` (the point of the
+            plan's grid), `point` (the grids' values), `seed`, `finished`, `epochs` (trained), `path` (of the run),
+            `forward` (the one that counts) and `top1` (percent after the last epoch, by forward; empty unless
+            finished).
+        """
+        rows = []
+        for trial in self.plan.trials:
+            path = self.folder / trial.name
+            found, epochs = outcome(path, trial.seed), len(read_records(path))
+            about = {"forward": found.forward, "top1": found.top1} if found else {"forward": None, "top1": {}}
+            rows.append(trial.as_dict() | about | {"finished": bool(found), "epochs": epochs, "path": path})
+        return rows
+
+    def table(self) -> str:
+        """The runs, seeds together, with what multiply-accumulates allow."""
+        groups: dict[str, list[Trial]] = {}
+        for trial in self.plan.trials:
+            groups.setdefault(f"{trial.variant} {trial.cell}".strip(), []).append(trial)
+        done = {trial.name for trial in self.plan.trials if is_finished(self.folder / trial.name)}
+        rows = []
+        for label, trials in groups.items():
+            config, found = trials[0].config, cost(trials[0].config)
+            row = [label, len(trials), sum(trial.name in done for trial in trials), config.optim.epochs]
+            row.append(sum(phase.epochs for phase in found.phases if phase.forward == "dense"))
+            macs = found.forwards[found.focus].macs / 1e9
+            rows.append([*row, f"{macs:.4f}", f"{found.gain:.3f} x", f"{found.run_gain:.3f} x"])
+        head = ["", "seeds", "done", "epochs", "dense", "GMACs", "ideal gain", "whole run"]
+        count = f"{len(self.plan.trials)} runs in {self.folder}, {len(done)} of them finished"
+        return f"{table(rows, head)}\n{count}; gains are of training, against dense"
+
+    def _write(self, command: str) -> dict[str, Path]:
+        """Write down what the plan comes to, for the report, and each run's configuration; returns their files."""
+        about = {"plan": self.plan.name, "baseline": self.plan.baseline, "target": self.plan.target, "command": command}
+        about["runs"] = [trial.as_dict() for trial in self.plan.trials]
+        write_whole(self.folder / "sweep.json", json.dumps(about, indent=2, default=str) + "\n")
+        (self.folder / "configs").mkdir(exist_ok=True)
+        result = {}
+        for trial in self.plan.trials:
+            config = trial.config
+            if trial.seed != self.plan.trials[0].seed:  # of the first one the report draws epochs
+                config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"keep": 1})})
+            result[trial.name] = self.folder / "configs" / f"{trial.name}.yaml"
+            result[trial.name].write_text(to_yaml(config), encoding="utf-8")
+        return result
 
 
-def main(words: list[str]) -> None:
-    options, check = configuration.overriding(parser(), words)
-    plan = read(Path(options.plan), check, options.base and Path(options.base))
-    folder = Path(options.runs) / plan.name
-    refuse_changed(plan, folder)
-    if options.dry_run:
-        print(as_text(plan, folder))
-        return
-    places = places_of(plan.runs[0].config, options.jobs)
-    with claimed(folder):
-        for source in options.reuse:
-            print(
-                f"from {source}: {', '.join(take_over(plan, folder, Path(source))) or 'nothing that this plan needs'}"
-            )
-        configs = write(plan, folder, " ".join(["skipvit sweep", *map(shlex.quote, words)]))
-        Jobs(folder, plan.runs, configs, places).follow()
+def refuse_changed(trial: Trial, path: Path) -> None:
+    """Raises UsageError if the run in a folder, begun or finished, is another one than the plan's."""
+    if path.exists():
+        there, here = essentials(load_config(path)), essentials(trial.config)
+        changed = [key for key in here | there if here.get(key) != there.get(key)]
+        if changed:
+            what = f"this run has another {changed[0]} than the plan"
+            raise UsageError(f"{path}: {what}; remove its folder, or give the plan's file another name")
 
 
-def refuse_changed(plan: Plan, folder: Path) -> None:
-    """Raises UsageError if a run that was begun, or is finished, had another configuration."""
-    for run in plan.runs:
-        path = folder / run.name / "config.yaml"
-        if path.exists():
-            changed = run.differs_from(configuration.read(path))
-            if changed:
-                what = f"this run has another {changed[0]} than the plan"
-                raise UsageError(f"{path}: {what}; remove its folder, or give the plan's file another name")
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path) -> AbstractContextManager[None]:
     """The sweep's folder, kept from another sweep. Raises UsageError if it cannot be made, or another works in it."""
     make_folder(folder, "sweep's folder", "--runs")
-    with locked(folder / ".lock", f"{folder}: another sweep works in it; wait for its end or stop it"):
-        yield
+    return locked(folder / ".lock", f"{folder}: another sweep works in it; wait for its end or stop it")
 
 
-def write(plan: Plan, folder: Path, command: str) -> dict[str, Path]:
-    """Write down what the plan comes to, for the report, and each run's configuration; returns their files by run."""
-    about = {"plan": plan.name, "baseline": plan.baseline, "target": plan.target, "command": command}
-    about["runs"] = [run.as_dict() for run in plan.runs]
-    (folder / "sweep.json").write_text(json.dumps(about, indent=2) + "\n")
-    result = {}
-    (folder / "configs").mkdir(exist_ok=True)
-    for run in plan.runs:
-        result[run.name] = folder / "configs" / f"{run.name}.yaml"
-        result[run.name].write_text(configuration.to_yaml(lean(run, plan)))
-    return result
+def take_over(trials: Iterable[Trial], folder: Path, source: Path) -> list[str]:
+    """Copy finished runs of another sweep that are the same as runs of this one but for their names.
 
-
-def lean(run: Run, plan: Plan) -> Config:
-    """The run's configuration with a single checkpoint kept, but for the first seed, whose epochs the report draws."""
-    if run.seed == plan.runs[0].seed:
-        return run.config
-    return run.config.model_copy(update={"checkpoint": run.config.checkpoint.model_copy(update={"keep": 1})})
-
-
-def places_of(config: Config, jobs: int | None) -> list[dict]:
-    """Where the jobs run: each has cores of its own, or on Ascend a device of its own.
+    Args:
+        folder: of this sweep; runs that were begun there are left alone.
+        source: the folder of the other sweep.
 
     Returns:
-        for each job `cores`, the set it may use, or None; and `device`, its number, or None.
+        names in this sweep of what was copied.
+
+    Raises:
+        UsageError: the source has no finished runs, or a copy cannot be written.
+    """
+    there = {identity(config): path for path, config in _finished_runs(source)}
+    if not there:
+        raise UsageError(f"--reuse: {source} has no finished runs")
+    taken = []
+    for trial in trials:
+        path, target = there.get(identity(trial.config)), folder / trial.name
+        if path is None or target.exists():
+            continue
+        try:
+            _copy(path, target)
+        except (OSError, shutil.Error) as error:
+            raise UsageError(f"--reuse: {target}: {path} cannot be copied there ({one_line(error)})") from None
+        taken.append(trial.name)
+    return taken
+
+
+def _finished_runs(source: Path) -> Iterator[tuple[Path, Config]]:
+    for path in sorted(source.glob("[!.]*/config.yaml")):
+        try:
+            config = load_config(path)
+        except UsageError:
+            continue  # of another version, or damaged: it is of no use here
+        if is_finished(path.parent):
+            yield path.parent, config
+
+
+def _copy(path: Path, target: Path) -> None:
+    """The whole run under another name; complete or not there at all."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(path, part)
+    config = load_config(part / "config.yaml").model_copy(update={"name": target.name})
+    (part / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    if not (part / SOURCE).exists():
+        (part / SOURCE).write_text(f"{path}\n", encoding="utf-8")
+    os.replace(part, target)
+
+
+def places_of(config: Config, jobs: int | None) -> list[Place]:
+    """Where the jobs run: each has cores of its own, or on Ascend a device of its own.
 
     Raises:
         UsageError: no jobs, or more than there are devices.
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs: {jobs} runs at the same time make no sweep; use 1 or more")
-    if distributed.choose(config.device) == "ascend":
-        devices = ascend_devices()
-        if jobs is not None and jobs > len(devices):
-            raise UsageError(f"--jobs: {jobs} asked for, this machine has {len(devices)} devices that may be used")
+    if devices.choose(config.device) == "ascend":
+        there = ascend_devices()
+        if jobs is not None and jobs > len(there):
+            raise UsageError(f"--jobs: {jobs} asked for, this machine has {len(there)} devices that may be used")
         # Processes count the devices that they may use from 0, whatever the machine calls them.
-        return [{"device": device, "cores": None} for device in range(len(devices[:jobs]))]
-    mine = sorted(os.sched_getaffinity(0))
-    count = jobs or cores()
+        return [Place(device=device) for device in range(len(there[:jobs]))]
+    bound = sorted(os.sched_getaffinity(0))
+    mine = bound[: cores()]  # fewer where a container has a quota
+    fitting = max(1, memory_free() // memory_of(config))
+    count = jobs or min(len(mine), fitting)
     # MindSpore makes as many threads as a process has cores, and they spin: on shared cores they hold each other up.
-    return [{"device": None, "cores": set(mine[i::count]) if 1 < count <= len(mine) else None} for i in range(count)]
+    if count > len(mine) or count == 1 and mine == bound:
+        return [Place()] * count
+    return [Place(cores=frozenset(mine[i::count])) for i in range(count)]
 
 
-def as_text(plan: Plan, folder: Path) -> str:
-    """The runs, seeds together, with what multiply-accumulates allow."""
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in plan.runs:
-        groups.setdefault((run.variant, run.cell), []).append(run)
-    width = max(len(name_of(*key)) for key in groups) + 2
-    lines = [
-        f"{'':{width}}{'seeds':>6}{'done':>6}{'epochs':>8}{'dense':>7}{'GMACs':>9}{'ideal gain':>12}{'whole run':>11}"
-    ]
-    for (variant, cell), runs in groups.items():
-        config = runs[0].config
-        cost = cost_of(config)
-        forward = cost.forwards.get("routed", cost.forwards["dense"])
-        done = sum(finished(RunFolder(folder / run.name), run.config) for run in runs)
-        warmup, _, cooldown = config.phase_lengths()
-        lines.append(
-            f"{name_of(variant, cell):{width}}{len(runs):6}{done:6}{config.optim.epochs:8}{warmup + cooldown:7}"
-            f"{forward.macs / 1e9:9.4f}{cost.gain:10.3f} x{cost.run_gain:9.3f} x"
-        )
-    done = sum(finished(RunFolder(folder / run.name), run.config) for run in plan.runs)
-    return "\n".join(
-        [*lines, f"{len(plan.runs)} runs in {folder}, {done} of them finished; gains are of training, against dense"]
-    )
-
-
-def name_of(variant: str, cell: str) -> str:
-    return f"{variant} {cell}".strip()
+def memory_of(config: Config) -> int:
+    """Bytes that training takes on a CPU, by arithmetic, generously."""
+    found = cost(config)
+    kept = max(forward.activations for forward in found.forwards.values())
+    return PROCESS_MEMORY + sum(found.state.values()) + config.data.batch_size * kept
