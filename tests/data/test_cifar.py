@@ -60,8 +60,6 @@ def test_images_labels_and_names(made, split, above):
     for i in range(len(source)):
         assert source.read(i).shape == (32, 32, 3) and np.array_equal(source.read(i), images[i])
     assert source.classes == tuple(NAMES[kind])
-    names = [f"record {j} of {folder / file}" for k, file in enumerate(FILES[kind, split]) for j in range(2 + k)]
-    assert [source.name(i) for i in range(len(source))] == names
 
 
 def test_without_names_the_classes_are_numbers(made):

@@ -9,7 +9,8 @@ from PIL import Image
 
 from skipvit.config.reading import load_config
 from skipvit.data.broken import Broken, lost_classes
-from skipvit.data.open import fingerprints, match_classes, open_source, open_sources, relabelled
+from skipvit.data.classes import match_classes, relabelled
+from skipvit.data.open import fingerprints, open_source, open_sources
 from skipvit.data.sources.arrays import Arrays
 from skipvit.util.errors import RunError, UsageError
 
@@ -70,6 +71,8 @@ def test_evaluation_finds_renamed_and_reordered_folders(folder):
     assert source.labels.tolist() == [3, 3, 2, 2, 1, 1]
     with pytest.raises(UsageError, match="data.path: its classes z are not among the 3"):
         open_source(config(folder), "val", classes=("a", "b", "c"))
+    with pytest.raises(UsageError, match="its classes b, c, z are not among"):
+        open_source(config(folder), "val", classes=("0", "1", "2"))
 
 
 def test_the_splits_are_compared_before_the_network(folder):

@@ -185,18 +185,3 @@ def test_size_tells_the_class_only_weakly(train, val):
     likeliest = np.zeros((1025, len(CLASSES)))
     np.add.at(likeliest, (area[0], train.labels), 1)
     assert (likeliest[area[1]].argmax(1) == val.labels).mean() < 0.2
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (dict(count=-1, seed=0, split="train"), "count must be >= 0, got -1"),
-        (dict(count=1, seed=0, split="test"), "split must be one of train, val, got 'test'"),
-        (dict(count=1, seed=-1, split="train"), "seed must be in"),
-        (dict(count=1, seed=2**32, split="train"), "seed must be in"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message) as error:
-        generate(**arguments)
-    assert "\n" not in str(error.value)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from skipvit.cli.options import OneLineParser
-from skipvit.data.open import refuse_other_classes
+from skipvit.data.classes import refuse_other_classes
 from skipvit.data.sources.image_folder import open_split
 from skipvit.data.sources.mindrecord_writer import convert
 

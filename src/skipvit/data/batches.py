@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from skipvit.config.groups import AugmentConfig
 from skipvit.data.augment import training_image
-from skipvit.data.broken import Bad, Broken
+from skipvit.data.broken import Broken
 from skipvit.data.crops import validation_image
 from skipvit.data.decode import BrokenImage
 from skipvit.data.mixing import UNMIXED, mix_numbers
@@ -56,6 +56,7 @@ class Batches:
         eval_crop: share of the resized image's side that validation keeps.
         workers: threads that decode and augment; each makes a batch at a time.
         accumulate: batches that make an update; an epoch has whole updates.
+        broken: a `Broken` or `Bad`; None: no image may be broken.
         epoch, first_step: where training begins. A data set that begins within an epoch is for this epoch alone.
         interrupted: asked, by any thread, while a batch is waited for.
         problem: what ended the iteration.
@@ -75,7 +76,7 @@ class Batches:
     workers: int = 1
     accumulate: int = 1
     shard: Shard = Shard()
-    broken: Broken | Bad | None = None
+    broken: Any = None
     epoch: int = 0
     first_step: int = 0
     interrupted: Callable[[], bool] = lambda: False

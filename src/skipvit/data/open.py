@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,15 @@ import numpy as np
 from skipvit.config.config import Config
 from skipvit.data.batches import Batches
 from skipvit.data.broken import Bad, Broken
+from skipvit.data.classes import refuse_other_classes, relabelled
 from skipvit.data.order import PADDING, Shard
 from skipvit.data.sources import Source
-from skipvit.data.sources.arrays import Arrays, Relabelled, Subset
+from skipvit.data.sources.arrays import Arrays, Subset
 from skipvit.data.sources.cifar import open_cifar
 from skipvit.data.sources.image_folder import open_split
 from skipvit.data.sources.mindrecord import open_mindrecord
 from skipvit.data.sources.shapes import CLASSES, generate
-from skipvit.util.errors import RunError, UsageError
-from skipvit.util.text import printable
-
-MOST_NAMED = 5  # classes in an error
+from skipvit.util.errors import RunError
 
 
 def open_source(config: Config, split: str, index: Path | None = None, classes: Sequence[str] | None = None) -> Source:
@@ -76,56 +75,6 @@ def refuse_other_count(config: Config, source: Source, split: str) -> None:
         )
 
 
-def refuse_other_classes(train: Source, val: Source) -> None:
-    """Raises RunError if the training and the validation split do not have the same classes."""
-    apart = sorted(set(map(_comparable, train.classes)) ^ set(map(_comparable, val.classes)))
-    if apart:
-        inside = apart[0] in map(_comparable, train.classes)
-        where, other = ("train", "val") if inside else ("val", "train")
-        raise RunError(f"class {printable(apart[0])!r} is in {where}/ but not in {other}/; both need the same classes")
-
-
-def match_classes(source: Source, classes: Sequence[str]) -> np.ndarray:
-    """Where each class of a source is among others, by name; a subset of them is fine.
-
-    Classes that are called 0, 1, ... on one of the two sides have no known names: they are matched by their places.
-
-    Returns:
-        int32 (classes of the source,).
-
-    Raises:
-        UsageError: some are not among them, naming these.
-    """
-    if len(source.classes) == len(classes) and (_numbered(source.classes) or _numbered(classes)):
-        return np.arange(len(classes), dtype=np.int32)
-    places = {_comparable(name): i for i, name in enumerate(classes)}
-    unknown = [name for name in source.classes if _comparable(name) not in places]
-    if unknown:
-        names = ", ".join(printable(name) for name in unknown[:MOST_NAMED])
-        more = f" and {len(unknown) - MOST_NAMED} more" if len(unknown) > MOST_NAMED else ""
-        raise UsageError(
-            f"data.path: its classes {names}{more} are not among the {len(classes)} that the network was trained on; "
-            f"rename their folders, or leave them out"
-        )
-    return np.array([places[_comparable(name)] for name in source.classes], np.int32)
-
-
-def relabelled(source: Source, classes: Sequence[str]) -> Source:
-    """The source with the numbers that these classes have. Raises UsageError as `match_classes`."""
-    places = match_classes(source, classes)
-    same = len(places) == len(classes) and (places == np.arange(len(classes))).all()
-    return source if same else Relabelled(source, tuple(classes), places[source.labels])
-
-
-def _numbered(classes: Sequence[str]) -> bool:
-    return list(classes) == [str(i) for i in range(len(classes))]
-
-
-def _comparable(name: str) -> str:
-    """A name as MindRecord files and JSON keep it: bytes that are no UTF-8 are all alike."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
 def fingerprints(train: Source, val: Source) -> tuple[int, int]:
     """Checksums of 32 bits: what they tell apart cannot continue a run.
 
@@ -133,18 +82,13 @@ def fingerprints(train: Source, val: Source) -> tuple[int, int]:
         of both splits' classes, labels and images (names and sizes of files, or pixels), and, as older checkpoints have
         it, of the training split's classes and labels.
     """
-    old = new = _labels_checksum(train, 0)
-    for part in train.identity():
-        new = zlib.crc32(part, new)
-    new = _labels_checksum(val, new)
-    for part in val.identity():
-        new = zlib.crc32(part, new)
-    return new, old
+    parts = [[_utf8(source.classes), source.labels.data, *source.identity()] for source in (train, val)]
+    old = zlib.crc32(train.labels.data, zlib.crc32(_utf8(train.classes)))
+    return reduce(lambda value, part: zlib.crc32(part, value), chain(*parts), 0), old
 
 
-def _labels_checksum(source: Source, value: int) -> int:
-    value = zlib.crc32("\0".join(source.classes).encode("utf-8", "surrogateescape"), value)
-    return zlib.crc32(source.labels.tobytes(), value)
+def _utf8(names: Sequence[str]) -> bytes:
+    return "\0".join(names).encode("utf-8", "surrogateescape")
 
 
 def batches_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,15 +11,14 @@ from skipvit.data.sources.arrays import Arrays
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import read_bytes, read_text
 
-SIDE, PIXELS = 32, 3 * 32 * 32
+PIXELS = 3 * 32 * 32
 
 
 class Layout(NamedTuple):
     """Names below the data folder, and a record: `label_bytes`, of which the last is the label, then 3072 of pixels."""
 
     subfolder: str
-    python_subfolder: str
-    python_file: str
+    python: tuple[str, str]  # what only the version for Python has: its folder, a file in it
     train: tuple[str, ...]
     val: tuple[str, ...]
     names: str
@@ -28,47 +26,27 @@ class Layout(NamedTuple):
     classes: int
 
 
-LAYOUTS = {
-    "cifar10": Layout(
-        "cifar-10-batches-bin",
-        "cifar-10-batches-py",
-        "data_batch_1",
-        tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-        ("test_batch.bin",),
-        "batches.meta.txt",
-        label_bytes=1,
-        classes=10,
-    ),
-    "cifar100": Layout(
-        "cifar-100-binary",
-        "cifar-100-python",
-        "meta",
-        ("train.bin",),
-        ("test.bin",),
-        "fine_label_names.txt",
-        label_bytes=2,  # coarse, fine
-        classes=100,
-    ),
-}
+TEN = Layout(
+    "cifar-10-batches-bin",
+    ("cifar-10-batches-py", "data_batch_1"),
+    tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+    ("test_batch.bin",),
+    "batches.meta.txt",
+    label_bytes=1,
+    classes=10,
+)
+HUNDRED = Layout(
+    "cifar-100-binary",
+    ("cifar-100-python", "meta"),
+    ("train.bin",),
+    ("test.bin",),
+    "fine_label_names.txt",
+    label_bytes=2,  # coarse, fine
+    classes=100,
+)
 
 
-@dataclass(frozen=True)
-class Cifar(Arrays):
-    """Images in memory, by index; `files` is where they are from, in order, `counts` how many in each."""
-
-    files: tuple[Path, ...] = ()
-    counts: tuple[int, ...] = ()
-
-    def name(self, i: int) -> str:
-        """`record 7 of FILE`, records counted from 0."""
-        for file, count in zip(self.files, self.counts):
-            if i < count:
-                return f"record {i} of {file}"
-            i -= count
-        raise IndexError(i)
-
-
-def open_cifar(folder: Path, kind: str, split: str) -> Cifar:
+def open_cifar(folder: Path, kind: str, split: str) -> Arrays:
     """Read a split; val is the official test set, and CIFAR-100's labels are the fine ones.
 
     Args:
@@ -80,18 +58,13 @@ def open_cifar(folder: Path, kind: str, split: str) -> Cifar:
         UsageError: no such folder, or no binary file in it.
         RunError: a file is missing or cannot be read, is not whole records, or holds a label out of range.
     """
-    layout = LAYOUTS[kind]
-    root = _root(Path(folder), layout)
-    files = [root / name for name in (layout.train if split == "train" else layout.val)]
-    parts = [_records(path, layout) for path in files]
-    counts = [len(part) for part in parts]
-    images, labels = np.empty((sum(counts), SIDE, SIDE, 3), np.uint8), np.empty(sum(counts), np.int32)
-    for part, end in zip(parts, np.cumsum(counts)):
-        planes = part[:, layout.label_bytes :].reshape(-1, 3, SIDE, SIDE)
-        images[end - len(part) : end] = planes.transpose(0, 2, 3, 1)
-        labels[end - len(part) : end] = part[:, layout.label_bytes - 1]
-    names = _class_names(root / layout.names, layout.classes)
-    return Cifar(images, labels, names, files=tuple(files), counts=tuple(counts))
+    layout = TEN if kind == "cifar10" else HUNDRED
+    root = _root(folder, layout)
+    records = np.concatenate([_records(root / name, layout) for name in getattr(layout, split)])
+    planes = records[:, layout.label_bytes :].reshape(-1, 3, 32, 32)
+    images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+    labels = records[:, layout.label_bytes - 1].astype(np.int32)
+    return Arrays(images, labels, _class_names(root / layout.names, layout.classes))
 
 
 def _root(folder: Path, layout: Layout) -> Path:
@@ -101,7 +74,7 @@ def _root(folder: Path, layout: Layout) -> Path:
     for root in (folder, folder / layout.subfolder):
         if any((root / name).exists() for name in layout.train + layout.val):
             return root
-    if (folder / layout.python_subfolder).is_dir() or (folder / layout.python_file).is_file():
+    if any((folder / name).exists() for name in layout.python):
         raise UsageError(
             f"data.path: {folder} holds the Python version; the binary version ({layout.subfolder}/*.bin) is needed"
         )
@@ -135,9 +108,8 @@ def _class_names(path: Path, count: int) -> tuple[str, ...]:
     except FileNotFoundError:
         return tuple(map(str, range(count)))
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', 'not text')}); unpack the data set again"
-        ) from None
+        reason = getattr(error, "strerror", "not text")
+        raise RunError(f"{path}: cannot be read ({reason}); unpack the data set again") from None
     names = tuple(line.strip() for line in lines if line.strip())  # the official files end in empty lines
     if len(names) != count:
         raise RunError(

@@ -177,8 +177,7 @@ def _look(root: Path, path: str, above: frozenset, known: Folder | None) -> tupl
     identity = status.st_dev, status.st_ino
     if identity in above:
         return None, above
-    current = known if known and known.stamp == _stamp(place) else _scan(place)
-    return current, above | {identity}
+    return known if known and known.stamp == _stamp(place) else _scan(place), above | {identity}
 
 
 def _scan(folder: str) -> Folder:
@@ -241,12 +240,8 @@ def _load(index: Path) -> dict[str, Folder]:
 
 def _is_whole(folder: Folder) -> bool:
     """Whether everything is of its type."""
-    names, others = (folder.images, folder.folders), folder.others
-    return (
-        all(isinstance(part, str) for part in names)
-        and isinstance(others, dict)
-        and all(isinstance(number, int) for number in others.values())
-    )
+    types = all(map(isinstance, folder, (list, str, str, dict)))
+    return types and all(isinstance(number, int) for number in folder.others.values())
 
 
 def _save(index: Path, folders: dict[str, Folder]) -> None:
