@@ -1,4 +1,4 @@
-"""Devices and devices: choose the device, join the other processes, average over them."""
+"""Devices: choose one, join the other processes, average over them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def start(device: str, deterministic: bool = False) -> tuple[str, Shard]:
         the device (`cpu` or `ascend`) and this process's shard.
 
     Raises:
-        UsageError: ascend is asked for where MindSpore finds no device.
+        UsageError: ascend is asked for where MindSpore finds no device, or a device other than the one in use.
         RunError: the processes did not find each other.
     """
     ms.set_context(mode=ms.GRAPH_MODE)
     chosen = choose(device)
-    ms.set_device("Ascend" if chosen == "ascend" else "CPU")
+    _set_device("Ascend" if chosen == "ascend" else "CPU")
     if deterministic and ms.get_context("deterministic") != "ON":  # MindSpore takes it once, before the devices join
         ms.set_deterministic(True)
     if world_size() <= 1:
@@ -50,6 +50,19 @@ def start(device: str, deterministic: bool = False) -> tuple[str, Shard]:
     except (RuntimeError, ValueError, TypeError) as error:
         raise RunError(f"the processes could not join: {str(error).strip().splitlines()[0]}") from None
     return chosen, Shard(communication.get_rank(), communication.get_group_size())
+
+
+def _set_device(target: str) -> None:
+    """MindSpore takes it once, and only before anything is computed; in a notebook something may have been."""
+    before = ms.get_context("device_target")
+    try:
+        ms.set_device(target)
+    except RuntimeError:
+        if before != target:
+            ms.set_context(device_target=before)
+            raise UsageError(
+                f"device: {target} asked for, but this process computes on {before} already; start a new one"
+            ) from None
 
 
 def gradient_average(parameters, shard: Shard) -> nn.Cell | None:

@@ -54,8 +54,8 @@ class Scorer:
         noise: columns of random numbers that it reads for each patch, and for each image.
         knobs: its own parameters by name.
         onnx: the same outside training as nodes of a graph, see `weights.onnx.Graph`: a function of graph, step,
-            signals (names of nodes' results) and noise (float32 (columns,), for every image the same) that returns ranking
-            and weights, names or arrays (patches,); None: it cannot be exported to ONNX.
+            signals (names of nodes' results) and noise (float32 (columns,), for every image the same) that returns
+            ranking and weights, names or arrays (patches,); None: it cannot be exported to ONNX.
     """
 
     score: Callable[..., Any]
