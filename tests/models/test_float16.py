@@ -1,29 +1,36 @@
-"""The network with float16 products against the same network in float32: forward, gradients, number formats, training."""
+"""A routed network with float16 products against the same in float32: forward, gradients, number formats, training."""
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
-from mindspore.train import mind_ir_pb2
 
+from skipvit.engine.objectives import CrossEntropy
 from skipvit.engine.optim import AdamW, learning_rates
 from skipvit.engine.state import TrainingState
-from skipvit.engine.step import TrainingLoss, TrainStep
-from skipvit.models.sizes import Size
-from skipvit.models.vit import Activations, ViT, activation_names
-from skipvit.routing.routing import Route
+from skipvit.engine.step import TrainStep
+from skipvit.models.vit_spec import ViTSpec
+from skipvit.routing.forward import Forward
+from skipvit.routing.program import compile_program
+from skipvit.routing.spec import Route
+from support.graphs import exported
 
-BATCH, CLASSES, SIZE = 4, 7, Size(width=24, depth=2, heads=2)
-ROUTES = [Route(0, 1, 0.5, "random", fuse=True), Route(1, 2, 0.5, "cls_attention_value", restore=False, fuse=True)]
+BATCH, CLASSES, DEPTH = 4, 7, 2
+SPEC = ViTSpec(width=24, depth=DEPTH, heads=2, patch=4, image_size=16, num_classes=CLASSES)
+ROUTES = [
+    Route(start=0, end=1, keep_ratio=0.5, scorer="random", fuse=True),
+    Route(start=1, keep_ratio=0.5, scorer="cls_attention_value", fuse=True),
+]
+PROGRAMS = {False: compile_program(SPEC), True: compile_program(SPEC, ROUTES, "routed")}
 FLOAT, HALF = 1, 10  # MindIR's names of the number formats
 # float16 rounds by up to 2^-11 of a value. A logit has some ten roundings behind it: products, biases, weights and
 # inputs of two blocks, relative to values of about its own size. Most of them cancel.
 TOLERANCE = 10 * 2**-11
 
 
-def make_network(dtype, formulation="gather", fused_kernels=False, seed=5) -> ViT:
+def make_network(dtype, fused_kernels=False, seed=5):
     """Random weights, the same for all, large enough that attention is far from flat."""
-    network = ViT(SIZE, 16, 4, CLASSES, ROUTES, formulation, fused_kernels=fused_kernels, dtype=dtype)
+    network = SPEC.network(fused_kernels, dtype)
     rng = np.random.default_rng(seed)
     for name, parameter in network.parameters_dict().items():
         scale = parameter.shape[-1] ** -0.5 if name.endswith("weight") and parameter.ndim == 2 else 0.3
@@ -32,29 +39,29 @@ def make_network(dtype, formulation="gather", fused_kernels=False, seed=5) -> Vi
     return network.set_train(False)
 
 
-def make_batch(network: ViT, samples: int = BATCH):
+def make_batch(samples: int = BATCH):
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (samples, 16, 16, 3)).astype(np.uint8)
-    return Tensor(images), Tensor(rng.random((samples, network.noise_width)).astype(np.float32))
+    return Tensor(images), Tensor(rng.random((samples, PROGRAMS[True].noise_width)).astype(np.float32))
 
 
 class Objective(nn.Cell):
-    """sum(weights * logits), and all activations."""
+    """sum(weights * logits), and all that a forward makes."""
 
-    def __init__(self, network, routed):
+    def __init__(self, forward):
         super().__init__(auto_prefix=False)
-        self.activations = Activations(network, activation_names(network, routed), routed)
+        self.forward, self.logits = forward, forward.outputs.index("logits")
 
     def construct(self, images, noise, weights):
-        everything = self.activations(images, noise)
-        return (ops.Cast()(everything[0], ms.float32) * weights).sum(), everything
+        everything = self.forward(images, noise)
+        return (ops.Cast()(everything[self.logits], ms.float32) * weights).sum(), everything
 
 
 class ObjectiveAndGradients(nn.Cell):
-    def __init__(self, network, routed):
+    def __init__(self, forward):
         super().__init__(auto_prefix=False)
-        parameters = ms.ParameterTuple(network.trainable_params())
-        self.function = ms.value_and_grad(Objective(network, routed), None, parameters, has_aux=True)
+        parameters = ms.ParameterTuple(forward.network.trainable_params())
+        self.function = ms.value_and_grad(Objective(forward), None, parameters, has_aux=True)
 
     def construct(self, images, noise, weights):
         return self.function(images, noise, weights)
@@ -63,18 +70,18 @@ class ObjectiveAndGradients(nn.Cell):
 class Compiled:
     """A network with its gradients, compiled once; runs with any parameter values."""
 
-    def __init__(self, dtype, routed, formulation="gather"):
-        self.network, self.routed = make_network(dtype, formulation), routed
-        self.cell = ObjectiveAndGradients(self.network, routed)
-        self.names = activation_names(self.network, routed)
+    def __init__(self, dtype, formulation="gather"):
+        self.network, program = make_network(dtype), PROGRAMS[True]
+        self.cell = ObjectiveAndGradients(Forward(self.network, program, formulation, program.makes).set_train(False))
+        self.names = program.makes
 
     def __call__(self, values=None):
-        """Activations and gradients by name."""
+        """Values and gradients by name."""
         before = {p.name: p.asnumpy().copy() for p in self.network.trainable_params()}
         for name, value in (values or {}).items():
             ops.assign(self.network.parameters_dict()[name], Tensor(value.astype(np.float32)))
         weights = np.random.default_rng(4).normal(size=(BATCH, CLASSES)).astype(np.float32)
-        (_, everything), gradients = self.cell(*make_batch(self.network), Tensor(weights))
+        (_, everything), gradients = self.cell(*make_batch(), Tensor(weights))
         for name in values or {}:
             ops.assign(self.network.parameters_dict()[name], Tensor(before[name]))
         return dict(zip(self.names, everything)), dict(zip(before, gradients))
@@ -84,10 +91,10 @@ class Compiled:
 def compiled():
     cells = {}
 
-    def get(dtype, routed, formulation="gather"):
-        key = (str(dtype), routed, formulation)
+    def get(dtype, formulation="gather"):
+        key = (str(dtype), formulation)
         if key not in cells:
-            cells[key] = Compiled(dtype, routed, formulation)
+            cells[key] = Compiled(dtype, formulation)
         return cells[key]
 
     return get
@@ -102,12 +109,11 @@ def cosine(a, b) -> float:
     return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
-@pytest.mark.parametrize("routed", [False, True])
-def test_logits_and_gradients_are_close_to_those_of_float32(compiled, routed):
-    (exact, exact_gradients), (half, gradients) = (compiled(dtype, routed)() for dtype in (ms.float32, ms.float16))
+def test_logits_and_gradients_are_close_to_those_of_float32(compiled):
+    (exact, exact_gradients), (half, gradients) = (compiled(dtype)() for dtype in (ms.float32, ms.float16))
     exact, half, exact_gradients, gradients = (asnumpy(x) for x in (exact, half, exact_gradients, gradients))
     for name in exact:
-        if name.endswith("kept"):
+        if name.endswith("slots"):
             assert np.array_equal(half[name], exact[name]), name  # else it is another computation
     distance = np.abs(half["logits"] - exact["logits"]).max()
     assert 0 < distance < TOLERANCE * np.abs(exact["logits"]).max()
@@ -118,38 +124,36 @@ def test_logits_and_gradients_are_close_to_those_of_float32(compiled, routed):
             assert cosine({"": gradients[name]}, {"": exact_gradients[name]}) > 0.99, name
 
 
-@pytest.mark.parametrize("routed", [False, True])
-def test_parameters_gradients_and_the_residual_stream_are_float32(compiled, routed):
-    half = compiled(ms.float16, routed)
+def test_parameters_gradients_and_the_residual_stream_are_float32(compiled):
+    half = compiled(ms.float16)
     activations, gradients = half()
     assert all(p.dtype == ms.float32 for p in half.network.get_parameters())
     assert len(gradients) == len(half.network.trainable_params())
     assert all(gradient.dtype == ms.float32 for gradient in gradients.values())
-    for name in ("embed", *(f"blocks.{i}" for i in range(SIZE.depth)), "norm"):
+    for name in ("embed", *(f"blocks.{i}" for i in range(DEPTH)), "norm"):
         values = activations[name].asnumpy()
         assert values.dtype == np.float32, name
         assert not np.array_equal(values, values.astype(np.float16)), name  # nor rounded on the way
 
 
 def test_gather_and_matmul_formulations_agree(compiled):
-    (a, a_gradients), (b, b_gradients) = (compiled(ms.float16, True, name)() for name in ("gather", "matmul"))
+    (a, a_gradients), (b, b_gradients) = (compiled(ms.float16, name)() for name in ("gather", "matmul"))
     for name in a:
         assert np.array_equal(a[name].asnumpy(), b[name].asnumpy()), name
     for name, gradient in a_gradients.items():  # sums of the same numbers in another order
         assert np.allclose(gradient.asnumpy(), b_gradients[name].asnumpy(), rtol=1e-2, atol=1e-3), name
 
 
-@pytest.mark.parametrize("routed", [False, True])
-def test_values_beyond_float16_inside_norm_softmax_and_gelu(compiled, routed):
-    """Squares of these tokens, exponentials of these attention logits and squares of these hidden values are over 65504."""
-    parameters = {p.name: p.asnumpy() for p in compiled(ms.float32, routed).network.trainable_params()}
+def test_values_beyond_float16_inside_norm_softmax_and_gelu(compiled):
+    """Squares of these tokens and hidden values, and exponentials of these attention logits, are over 65504."""
+    parameters = {p.name: p.asnumpy() for p in compiled(ms.float32).network.trainable_params()}
     values = {"pos_embed": 1000 * parameters["pos_embed"]}
-    for i in range(SIZE.depth):
+    for i in range(DEPTH):
         values[f"blocks.{i}.mlp.fc1.bias"] = 5000 * parameters[f"blocks.{i}.mlp.fc1.bias"]
         for part in "qk":  # q . k / sqrt(12) is about 12 * 100^2 / sqrt(12) = 34600 for all pairs
             values[f"blocks.{i}.attn.{part}.bias"] = parameters[f"blocks.{i}.attn.{part}.bias"] + 100
-    (exact, _), (half, gradients) = (compiled(dtype, routed)(values) for dtype in (ms.float32, ms.float16))
-    assert max(np.abs(exact[f"blocks.{i}"].asnumpy()).max() for i in range(SIZE.depth)) > 256  # the square is too large
+    (exact, _), (half, gradients) = (compiled(dtype)(values) for dtype in (ms.float32, ms.float16))
+    assert max(np.abs(exact[f"blocks.{i}"].asnumpy()).max() for i in range(DEPTH)) > 256  # the square is too large
     for name in half:
         assert np.isfinite(half[name].asnumpy()).all(), name
     for name in gradients:
@@ -160,39 +164,36 @@ def test_values_beyond_float16_inside_norm_softmax_and_gelu(compiled, routed):
 
 
 @pytest.mark.parametrize("fused_kernels", [False, True])
-def test_number_formats_in_the_graph(fused_kernels, tmp_path):
+def test_number_formats_in_the_graph(fused_kernels):
     """Products are float16, layer norm and softmax float32."""
-    network = make_network(ms.float16, fused_kernels=fused_kernels)
-    cell = Activations(network, ["logits"], routed=False).set_train(False)
-    ms.export(cell, *make_batch(network), file_name=str(tmp_path / "graph"), file_format="MINDIR")
-    model = mind_ir_pb2.ModelProto()
-    model.ParseFromString((tmp_path / "graph.mindir").read_bytes())
+    forward = Forward(make_network(ms.float16, fused_kernels), PROGRAMS[False]).set_train(False)
+    model = exported(forward, *(tensor.asnumpy() for tensor in make_batch()))
     formats = {}
     for node in model.graph.node:
         kind = node.op_type.split("::")[-1].split(":")[0]
         for attribute in node.attribute:
             if attribute.name == "shape" and attribute.tensors:
                 formats.setdefault(kind, []).append(attribute.tensors[0].data_type)
-    norms = 2 * SIZE.depth + 1
-    assert formats["MatMul"].count(HALF) == 2 + 6 * SIZE.depth  # patches, head; q, k, v, proj, fc1, fc2
+    norms = 2 * DEPTH + 1
+    assert formats["MatMul"].count(HALF) == 2 + 6 * DEPTH  # patches, head; q, k, v, proj, fc1, fc2
     assert formats["MatMul"].count(FLOAT) == (0 if fused_kernels else norms)  # deviation times weight
-    assert formats["BatchMatMul"] == [HALF] * (2 * SIZE.depth)
-    assert formats["Softmax"] == [FLOAT] * SIZE.depth
+    assert formats["BatchMatMul"] == [HALF] * (2 * DEPTH)
+    assert formats["Softmax"] == [FLOAT] * DEPTH
     if fused_kernels:
         assert formats["TupleGetItem"] == [FLOAT] * norms  # the first of a layer norm's three results
         assert formats["Add"] == [FLOAT] * norms  # the position embedding and the residual branches
     else:
         assert formats["Rsqrt"] == [FLOAT] * norms
-        assert formats["Sigmoid"] == [FLOAT] * SIZE.depth
+        assert formats["Sigmoid"] == [FLOAT] * DEPTH
 
 
 def train(dtype, loss_scale):
     """Twenty routed steps on one batch: the reports, by column."""
-    network = make_network(dtype).set_train()
+    network = make_network(dtype)
     optimizer = AdamW(network.trainable_params(), learning_rates(20, 2, 2e-3, 1e-3), 0.9, 0.999, 1e-8, 0.05)
     state = TrainingState(optimizer.parameters, loss_scale=loss_scale)
-    step = TrainStep(TrainingLoss(network, True, 0.1), optimizer, state, 1.0).set_train()
-    images, noise = make_batch(network, 8)
+    step = TrainStep(CrossEntropy(Forward(network, PROGRAMS[True]), 0.1), optimizer, state, 1.0).set_train()
+    images, noise = make_batch(8)
     batch = images, Tensor(np.arange(8, dtype=np.int32) % CLASSES), noise, Tensor(np.zeros(6, np.float32))
     first = {p.name: p.asnumpy().copy() for p in optimizer.get_parameters()}
     reports, skipped_changed = [], False

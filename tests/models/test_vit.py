@@ -91,7 +91,7 @@ def test_a_model_of_ones_own_is_found_by_its_name(monkeypatch):
 
 
 def test_what_is_drawn_at_the_start():
-    """Zeros for head, [CLS], biases; ones for norms; Xavier's bounds for matrices; the position embedding's deviation."""
+    """Zeros for head, [CLS], biases; ones for norms; Xavier for matrices; the deviation of the position embedding."""
     np.random.seed(0)
     for parameter in ViTSpec(64, 2, 2, 4, 32, 7).network().get_parameters():
         name, value = parameter.name, parameter.asnumpy()

@@ -72,7 +72,7 @@ def evaluate(
         Stopped: `interrupted` says so, between two batches.
         RunError: too many broken images.
     """
-    training = step.forward.training
+    training = step.forward.network.training  # that of the steps that share it
     step.set_train(False)
     sums, timed, begun = np.zeros(4), 0, time.perf_counter()
     bar = tqdm(batches, total=batches.steps, desc=label, leave=False, disable=None, unit="batch")

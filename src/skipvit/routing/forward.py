@@ -131,7 +131,7 @@ class Forward(nn.Cell):
 
     def by_name(self, images: np.ndarray, noise: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """What was asked for, as arrays under its names; the network evaluates."""
-        training = self.training
+        training = self.network.training  # other forwards share it
         self.set_train(False)
         found = self(Tensor(images), None if noise is None else Tensor(noise))
         self.set_train(training)
