@@ -50,6 +50,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "twice.json").write_text(table([(0, 0), (1, 0)]))
     (tmp_path / "device.json").write_text(table([(0, 0), (0, 1)]))
     (tmp_path / "seven.json").write_text(table([(0, 0), (7, 1)]))
+    (tmp_path / "deep.json").write_text("[" * 20_000)
+    os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "huge.json").write_text('{"server_list": [{"device": [{"device_id": 0, "rank_id": 1e999}]}]}')
     return tmp_path
 
@@ -154,6 +156,8 @@ def test_devices_that_may_not_be_used_do_not_count(two_devices, monkeypatch):
         ("two.json", 1, "two.json: server 0 of the rank table has 2 devices, the run 1 on each server"),
         ("device.json", 2, "device.json: server 0 of the rank table has the same device_id twice"),
         ("seven.json", 2, "seven.json: the rank table has device_id 7, this machine has 0, 1"),
+        ("deep.json", 2, "deep.json: the rank table is not JSON"),
+        ("pipe.json", 2, "pipe.json: the rank table cannot be read (not a regular file)"),
         ("huge.json", 2, "huge.json: not a rank table of version 1.0 (OverflowError"),
         ("twice.json", 2, "twice.json: the ranks of the rank table are not 0 to 1, each once"),
     ],

@@ -49,14 +49,14 @@ time.sleep(60)
 STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(60)"
 
 
-def ask(job, count=1):
+def ask(job, count=1, number=signal.SIGTERM):
     """Ask a job to stop as soon as its ranks are ready."""
 
     def wait():
         while not all("ready" in member.log.read_text() for member in job.ranks):
             time.sleep(0.02)
         for _ in range(count):
-            job.ask_to_stop()
+            job.ask_to_stop(number)
             time.sleep(0.3)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -95,6 +95,13 @@ def test_a_signal_reaches_all_ranks_and_the_run_ends_as_saved(job):
     running = job(SAVES, SAVES)
     ask(running)
     assert running.follow() == End(3, "stopped after step 5 of epoch 1, saved")
+
+
+def test_ctrl_c_is_handed_on_as_what_it_is(job):
+    told = SAVES.replace("SIGTERM", "SIGINT").replace("after step 5", "after Ctrl-C in step 5")
+    running = job(told)
+    ask(running, number=signal.SIGINT)
+    assert running.follow() == End(3, "stopped after Ctrl-C in step 5 of epoch 1, saved")
 
 
 def test_a_second_signal_kills(job):

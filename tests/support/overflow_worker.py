@@ -39,7 +39,9 @@ class Factor(nn.Cell):
 def main() -> None:
     folder, steps, at = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     _, shard = devices.start("cpu")
-    config = Config.model_validate({"model": MODEL, "routes": [{"start": 1, "end": 2, "keep_ratio": 0.5}]})
+    routes = [{"start": 1, "end": 2, "keep_ratio": 0.5}]
+    data = {"kind": "image_folder", "path": "."}
+    config = Config.model_validate({"model": MODEL, "routes": routes, "data": data})
     network = build_network(config, "cpu")
     loss = Factor(build_loss(config, build_forward(config, "cpu", network, "routed"), False, 16))
     optimizer = AdamW(network.trainable_params(), np.full(steps, 1e-3), 0.9, 0.999, 1e-3, 0.05)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -234,13 +234,14 @@ def last_line(text: str) -> str:
 def load(device: str, config: Config | None) -> Finding:
     """Import MindSpore; how many devices it sees."""
     begun = time.perf_counter()
-    from mindspore import __version__, device_context
+    import mindspore as ms
+    from mindspore.device_context import ascend
 
-    found = f"{__version__} in {time.perf_counter() - begun:.1f} s"
+    found = f"{ms.__version__} in {time.perf_counter() - begun:.1f} s"
     if device == "cpu" or device == "auto" and not has_ascend():
         return Finding("import MindSpore", found)
-    if device_context.ascend.is_available():
-        return Finding("import MindSpore", f"{found}, sees {counted(device_context.ascend.device_count(), 'device')}")
+    if ascend.is_available():
+        return Finding("import MindSpore", f"{found}, sees {counted(ascend.device_count(), 'device')}")
     said = f"{found}, sees no device: {compat.why_no_ascend() or 'it does not say why'}"
     return Finding("import MindSpore", said, "fails" if device == "ascend" else "warning", f"mend the above, {GUIDE}")
 
@@ -262,11 +263,13 @@ def read_images(device: str, config: Config | None) -> Finding:
     batches = batches_of(small, open_source(small, "train"), small.noise_width(), training=True)()
     read = sum(len(images) for images, *_ in batches.dataset().create_tuple_iterator(num_epochs=1, output_numpy=True))
     found, broken = [f"{read} of the built-in images read"], []
-    for split in ("train", "val") if config is not None else ():
+    for split in ("train", "val"):
+        if config is None:
+            break
         source = open_source(config, split)
         for i in range(0, len(source), max(1, len(source) // SAMPLE)):
             try:
-                validation_image(source.read(i), config.model.image_size, config.data.eval_crop)
+                validation_image(source.read(i), config.model.spec().image_size, config.data.eval_crop)
             except Exception as error:  # Pillow's are of many kinds
                 broken.append(f"{printable(source.name(i))} ({one_line(error)})")
         found.append(f"{split}: {counted(len(source), 'image')}, {counted(len(source.classes), 'class', 'classes')}")
@@ -292,7 +295,8 @@ def train(device: str, config: Config | None) -> Finding:
     batch, times, losses = random_batch(small, "routed"), [], []
     for _ in range(STEPS):
         begun = time.perf_counter()
-        losses.append(float(step(*batch).asnumpy()[REPORT.index("loss")]))
+        report: Any = step(*batch)
+        losses.append(float(report.asnumpy()[REPORT.index("loss")]))
         times.append(time.perf_counter() - begun)
     seconds = f"compiled in {times[0]:.1f} s, then {min(times[1:]):.3f} s"
     found = f"{chosen}: {seconds}; loss {losses[0]:.3f} to {losses[-1]:.3f}"

@@ -131,14 +131,14 @@ def launch(
     devices = cluster.devices()
     stops: list[int] = []
     with own_logs(log_dir, cluster.node, [device.rank for device in devices]), lifeline() as (reader, writer):
-        before = {number: signal.signal(number, lambda *_: stops.append(1)) for number in stop_signals()}
+        before = {number: signal.signal(number, lambda asked, *_: stops.append(asked)) for number in stop_signals()}
         try:
             ranks, scheduler = start(words, cluster, devices, log_dir, reader, writer)
             job = Job(ranks, scheduler, saves, show)
             for number in before:
                 signal.signal(number, job.ask_to_stop)
-            for _ in stops:  # those that came meanwhile
-                job.ask_to_stop()
+            for number in stops:  # those that came meanwhile
+                job.ask_to_stop(number)
             return job.follow()
         finally:
             for number, handler in before.items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skipvit.util.errors import UsageError
+from skipvit.util.files import read_text
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ def devices_of(path: Path, server: int, servers: int, count: int) -> list[Device
         UsageError: no such file, not a rank table, or one of another number of servers or devices.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(read_text(path))
     except OSError as error:
         raise UsageError(f"{path}: the rank table cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: the rank table is not JSON ({error})") from None
     try:
         found = [[Device(int(d["device_id"]), int(d["rank_id"])) for d in s["device"]] for s in table["server_list"]]

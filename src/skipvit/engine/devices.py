@@ -112,9 +112,18 @@ def sum_over_devices(values: np.ndarray, shard: Shard) -> np.ndarray:
 
 def rank() -> int:
     """This process's number in the run; 0 of a single one."""
-    return int(os.environ.get("RANK_ID") or 0) if world_size() > 1 else 0
+    return _variable("RANK_ID", 0) if world_size() > 1 else 0
 
 
 def world_size() -> int:
     """How many processes the run has. MS_WORKER_NUM is of msrun, RANK_SIZE of a start by rank table."""
-    return max(int(os.environ.get(name) or 1) for name in ("MS_WORKER_NUM", "RANK_SIZE"))
+    return max(_variable(name, 1) for name in ("MS_WORKER_NUM", "RANK_SIZE"))
+
+
+def _variable(name: str, otherwise: int) -> int:
+    text = os.environ.get(name, "").strip() or str(otherwise)
+    if not (text.isascii() and text.isdecimal()):
+        raise UsageError(
+            f"{name}: '{text[:40]}' in the environment is not a number; unset it, or start with the launcher"
+        )
+    return int(text)

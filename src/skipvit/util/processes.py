@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import fcntl
 import os
@@ -9,7 +10,6 @@ import select
 import signal
 import sys
 import threading
-import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -71,7 +71,11 @@ def settle() -> None:
         end_with_pipe(int(lifeline))
     elif launcher:
         end_with_parent(int(launcher))
-        threading.Thread(target=_end_late, args=(int(launcher),), daemon=True, name="end with launcher").start()
+        over = threading.Event()
+        thread = threading.Thread(target=_end_late, args=(int(launcher), over), daemon=True, name="end with launcher")
+        thread.start()
+        # A thread of Python that wakes while the interpreter is taken down is a hazard.
+        atexit.register(lambda: (over.set(), thread.join()))
 
 
 def is_followed() -> bool:
@@ -116,8 +120,8 @@ def signal_name(number: int) -> str:
     return next((known.name for known in signal.Signals if known == number), f"signal {number}")
 
 
-def _end_late(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    time.sleep(SAVES_WITHIN_S)
-    os.kill(os.getpid(), signal.SIGKILL)
+def _end_late(parent: int, over: threading.Event) -> None:
+    while os.getppid() == parent and not over.is_set():
+        over.wait(1)
+    if not over.wait(SAVES_WITHIN_S):
+        os.kill(os.getpid(), signal.SIGKILL)
