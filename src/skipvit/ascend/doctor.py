@@ -323,7 +323,8 @@ def main(words: list[str]) -> None:
             finding = stage(words[0], config)
         except (Exception, SystemExit) as error:
             finding = Finding(name, one_line(error), "fails", do)
-        print(f"\n{MARK}{json.dumps(asdict(finding))}", flush=True)
+        sys.stdout.write(f"\n{MARK}{json.dumps(asdict(finding))}\n")  # to the process that asks
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

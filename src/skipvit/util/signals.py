@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from contextlib import suppress
 from types import FrameType
@@ -66,7 +65,8 @@ class StopRequest:
         self.name = signal.Signals(number).name
         if not self.said:
             self.said = True
-            text = f"\n{self.name}: finishing the step, then saving; once more stops at once"
-            print(text, file=sys.stderr, flush=True)
+            text = f"\n{self.name}: finishing the step, then saving; once more stops at once\n"
+            with suppress(OSError):
+                os.write(2, text.encode())  # a handler may interrupt a write to the buffered stderr
         if not processes.is_followed():
             self._restore()
