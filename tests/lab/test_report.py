@@ -19,7 +19,7 @@ from skipvit.lab.report import accuracy, page, speed, weights
 from skipvit.lab.report.figures import kept_figure
 from skipvit.lab.report.origin import save
 from skipvit.lab.report.page import Plot, Text, to_html, to_markdown, to_png
-from skipvit.lab.study import read_study
+from skipvit.lab.study import Arm, outcome, read_study
 from skipvit.lab.sweep import claimed
 
 MODEL = {"name": "vit_tiny_patch16_224", "width": 64, "depth": 6, "heads": 2, "patch": 4, "image_size": 32}
@@ -278,6 +278,23 @@ def test_figures_show_the_speed_of_whole_runs(sweep, complete):
     ideal = {label: gain[0] for label, gain in speed.gains_of(study, {}).items()}
     zero, two = ideal["long-warmup_0"], ideal["long-warmup_2"]
     assert zero > ideal["skipvit"] > two > 1 == ideal["dense"]
+
+
+def test_gains_and_times_go_by_phases(tmp_path):
+    """2 dense epochs, 3 on few tokens at 4 times the speed, 5 on more at 2 times: 10 / (2 + 3 / 4 + 5 / 2) = 1.905."""
+    few = [{"start": 2, "end": 5, "keep_ratio": 0.2}]
+    phases = [{"epochs": 2, "routes": []}, {"epochs": 3, "routes": few}, {}]
+    keys = {"routes": ROUTED["routes"], "phases": phases, "optim": {"epochs": 10, "warmup_epochs": 0}}
+    write_run(tmp_path, "mixed-s0", "mixed", 0, keys, [(50.0, 60.0)] * 2)
+    (tmp_path / "mixed-s0/summary.json").write_text('{"epochs": 10, "forwards": {"routed": {"top1": 60.0}}}')
+    run_ = outcome(tmp_path / "mixed-s0", 0)
+    arm = Arm("mixed", "mixed", "", {}, {0: run_})
+    assert arm.others == ["phase2", "routed"] and arm.forward == "routed"
+    gains = {"dense": (1.0, 1.0, 1.0), "phase2": (4.0, 3.0, 5.0), "routed": (2.0, 2.0, 2.0)}
+    steps = {name: speed.Step(32, 0.8 / gain[0], 1, gain) for name, gain in gains.items()}
+    assert speed.run_gain(arm.config, steps) == pytest.approx((10 / 5.25, 10 / 5.5, 10 / 5.1))
+    times = {1: 8.0, 2: 16.0, 4: 20.0, 5: 22.0, 7: 30.0, 10: 42.0}  # 10 steps an epoch of 0.8, 0.2, 0.4 s
+    assert {epochs: speed.seconds_until(run_, steps, epochs) for epochs in times} == pytest.approx(times)
 
 
 def copied(sweep, tmp_path, methods=("dense", "skipvit", "random"), seeds=(0, 1, 2)):
