@@ -20,6 +20,7 @@ from skipvit.config.reading import load_config
 from skipvit.data.sources.shapes import generate
 from skipvit.models.vit_timm import from_timm
 from skipvit.routing.spec import Route
+from skipvit.runs.run import Run
 from skipvit.runs.trained import Trained
 from skipvit.util.errors import RunError, UsageError
 from skipvit.weights import agreement, card, export, onnx
@@ -109,6 +110,15 @@ def test_the_card_says_nothing_of_the_machine(tiny):
     shared = card.shareable(Config(**config))
     assert (shared["data"]["path"], shared["init"]["weights"]) == ("images", "deit.safetensors")
     assert "somebody" not in json.dumps(shared)
+
+
+def test_a_log_of_another_shape_is_no_evaluation(make_run, tmp_path):
+    folder, _ = make_run(tmp_path / "run")
+    trained = Run(folder).trained()
+    assert card._metrics(trained)["epoch"] == 2
+    for val in ("x", ["x"], {"dense": 3}, {"dense": {"top1": "x", "top5": 1, "loss": 1}}, None):
+        (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 2, "val": val}) + "\n")
+        assert card._metrics(trained) == {"note": "these weights have not been evaluated by the run"}, val
 
 
 def test_names_of_classes_do_no_harm_to_a_card(exported):

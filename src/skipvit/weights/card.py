@@ -20,6 +20,7 @@ from skipvit.util.text import printable, table
 
 LICENCE = "code: Apache-2.0; weights: not stated, mind the terms of the images they learnt from"
 SHOWN_CLASSES = 10
+SCORES = ("top1", "top5", "loss")
 NUMBERS = ("width", "depth", "heads", "patch")
 
 
@@ -94,11 +95,17 @@ def _metrics(trained: Trained) -> dict[str, Any]:
     if changed:
         return {"note": f"another configuration than the run's: {', '.join(changed)}"}
     epoch = position.epoch + 1 if position.step == position.steps else None
-    record = next((r for r in trained.run.records() if r["epoch"] == epoch and "val" in r), None)
+    record = next((r for r in trained.run.records() if r["epoch"] == epoch and _scored(r.get("val"))), None)
     if record is None:
         return {"note": "these weights have not been evaluated by the run"}
     exported = f"{trained.forward}_ema" if trained.averaged else trained.forward
     return {"epoch": epoch, "exported": exported, "validation": record["val"]}
+
+
+def _scored(found: Any) -> bool:
+    """Whether what a log says of an evaluation is what it should be."""
+    rows = found.values() if isinstance(found, dict) else [None]
+    return all(isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in SCORES) for row in rows)
 
 
 def _training_versions(trained: Trained) -> dict[str, str] | None:
