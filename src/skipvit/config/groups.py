@@ -121,7 +121,7 @@ class DataConfig(Group):
 
 
 class AugmentConfig(Group):
-    """What training does to the images; names as in timm where it has the same thing."""
+    """What training does to the images."""
 
     crop: Literal["none", "pad", "random_resized"] = "none"
     """pad: shift by up to an eighth over black; random_resized: the ImageNet standard"""
