@@ -204,6 +204,9 @@ def test_a_wrong_plan_is_refused_in_one_line(tmp_path, capsys, changes, message)
         (["--jobs", "0"], "--jobs: 0 runs at the same time"),
         (["--job", "2"], "--job is not an option; did you mean --jobs?"),
         (["--name", "x"], "--name: the sweep sets it"),
+        (["--routes", "["], "--routes, --phases: not YAML"),
+        (["--phases", "{a: ["], "--routes, --phases: not YAML"),
+        (["--model", "3"], "model: input should be a valid dictionary"),
         (["--optim.epochs", "0"], "optim.epochs: input should be greater than 0"),
     ],
 )
