@@ -11,6 +11,7 @@ from mindspore import Tensor, communication, device_context, nn, ops
 
 from skipvit.data.order import Shard
 from skipvit.util.errors import RunError, UsageError
+from skipvit.util.text import one_line
 
 
 def choose(device: str) -> str:
@@ -48,7 +49,7 @@ def start(device: str, deterministic: bool = False) -> tuple[str, Shard]:
     try:
         communication.init("hccl" if chosen == "ascend" else "mccl")
     except (RuntimeError, ValueError, TypeError) as error:
-        raise RunError(f"the processes could not join: {str(error).strip().splitlines()[0]}") from None
+        raise RunError(f"the processes could not join: {one_line(error)}") from None
     return chosen, Shard(communication.get_rank(), communication.get_group_size())
 
 

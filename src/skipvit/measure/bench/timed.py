@@ -5,10 +5,7 @@ Needs Python alone: benchmarks/pytorch_worker.py uses it in an environment that 
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from skipvit.util.errors import RunError, UsageError
+from skipvit.util.processes import end_with_parent
 from skipvit.util.text import one_line
 
 WARM_UP_STEPS = 2  # after the first one, which compiles
@@ -74,11 +72,7 @@ def serve(subject: object, words: list[str]) -> None:
     Args:
         words: the number of the pipe's file and the parent's process.
     """
-    # The kernel kills this process when its parent ends, however that ends; a stopped process would not notice.
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != int(words[1]):
-        sys.exit(1)
+    end_with_parent(int(words[1]), signal.SIGKILL)  # a stopped process would not notice anything less
     connection = Connection(int(words[0]))
     connection.send(None)
     with suppress(EOFError):
