@@ -13,7 +13,7 @@ from skipvit.config.config import Config
 from skipvit.config.reading import load_config
 from skipvit.engine import checkpoint
 from skipvit.engine.checkpoint_file import write_checkpoint
-from skipvit.runs.evaluation import evaluate_run
+from skipvit.runs.evaluation import evaluate
 from skipvit.runs.run import Run
 
 GROUPS = {
@@ -80,7 +80,7 @@ def test_an_older_run_goes_on_in_its_next_phase_to_the_same_end_bit_by_bit(whole
 
 def test_an_older_run_is_evaluated_as_it_was(whole, tmp_path):
     older = made_older(whole, tmp_path / "run", epochs=2)
-    found, told = evaluate_run(older), whole.summary()["forwards"]
+    found, told = evaluate(older), whole.summary()["forwards"]
     assert set(found) == set(told) == {"dense", "routed", "dense_ema", "routed_ema"}
     for name, scores in found.items():
         assert (scores.top1, scores.top5, scores.images) == (told[name]["top1"], told[name]["top5"], 24), name

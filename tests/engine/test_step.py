@@ -10,7 +10,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 from mindspore.train import mind_ir_pb2
 
-from skipvit.engine.metrics import Accuracy
+from skipvit.engine.metrics import Accuracy, evaluate
 from skipvit.engine.objectives import CrossEntropy, Mixer
 from skipvit.engine.optim import AdamW, learning_rates
 from skipvit.engine.state import REPORT, TrainingState
@@ -432,6 +432,19 @@ def test_accuracy_counts_as_numpy_does_and_ignores_padding(whole, accuracies, ro
     sums = accuracies[routed](Tensor(images), Tensor(labels), Tensor(noise)).asnumpy()
     loss = -log_softmax(logits)[np.arange(3), labels[:3]].sum()
     assert np.allclose(sums, [loss, 1, 2, 3], rtol=1e-4)
+
+
+def test_an_evaluation_leaves_the_network_training(whole):
+    """The evaluated forward itself has never trained; the steps that share its network go on with drop path."""
+
+    class Batches(list):
+        steps = 1
+
+    step = Accuracy(Forward(whole.network, PROGRAMS[DENSE]))
+    whole.network.set_train()
+    scores = evaluate(step, Batches([(*eval_batch(), UNMIXED)]))
+    assert scores.images == 4
+    assert all(cell.training for _, cell in whole.network.cells_and_names())
 
 
 @pytest.mark.parametrize("weight, bias, loss", [(0, 0, 4 * np.log(CLASSES)), (None, np.nan, np.nan)])

@@ -1,4 +1,5 @@
-"""Published methods in NumPy and float64, on one image, each written down from its own rule: what it keeps and what comes out.
+"""Published methods in NumPy and float64, on one image, each written down from its own rule: what it keeps and what
+comes out.
 
 An image is an array of tokens (n, D), [CLS] first, then the patches in order. Blocks are counted from 0.
 """
@@ -76,8 +77,9 @@ def dense(net, x):
 
 
 def skipvit(net, x, drop, back, count, choose=None):
-    """Before block `drop`, `count` patches are chosen, if nothing else is said those that [CLS] attended to most in the block before; only
-    they and [CLS] go through the blocks until `back`, where all are together again, in their places."""
+    """Before block `drop`, `count` patches are chosen, if nothing else is said those that [CLS] attended to most in the
+    block before; only they and [CLS] go through the blocks until `back`, where all are together again, in their
+    places."""
     x = net.blocks(x, 0, drop - 1)
     attention = net.of_cls(drop - 1, x)
     x = net.block(drop - 1, x)
@@ -108,7 +110,8 @@ def evenly(net, x, drop, back, count):
 
 
 def sampled(net, x, drop, back, count, draws, temperature):
-    """SkipViT with an exponential race: a patch arrives after a time of mean 1 / attention ** (1 / temperature), the first are kept."""
+    """SkipViT with an exponential race: a patch arrives after a time of mean 1 / attention ** (1 / temperature), the
+    first are kept."""
     race = -np.log(draws.astype(float))
     return skipvit(net, x, drop, back, count, lambda attention: -race / attention ** (1 / temperature))
 
@@ -126,8 +129,8 @@ def topk_pruning(net, x, drop, count):
 
 
 def evit(net, x, sites, counts):
-    """In the blocks `sites`, after attention: the patches that [CLS] attends to least there are replaced by one token, their mean weighted by
-    that attention, and only then the MLP follows. Tokens made so go on beside the patches."""
+    """In the blocks `sites`, after attention: the patches that [CLS] attends to least there are replaced by one token,
+    their mean weighted by that attention, and only then the MLP follows. Tokens made so go on beside the patches."""
     patches, kept = np.arange(len(x) - 1), []
     for b in range(net.depth):
         attention = net.of_cls(b, x)[: len(patches)]
@@ -160,8 +163,8 @@ def random_ltd(net, x, first, end, count, draws):
 
 
 def idlevit(net, x, first, count):
-    """Every block from `first` on selects among all tokens by the attention of [CLS] in the block before (worked out for the idle ones
-    too); the others idle. After the last block only those that it selected are looked at."""
+    """Every block from `first` on selects among all tokens by the attention of [CLS] in the block before (worked out
+    for the idle ones too); the others idle. After the last block only those that it selected are looked at."""
     x = net.blocks(x, 0, first - 1)
     given, x, kept = x, net.block(first - 1, x), []
     for b in range(first, net.depth):
@@ -173,5 +176,6 @@ def idlevit(net, x, first, count):
 
 
 def token_dropping(net, x, middle, count):
-    """From the middle of the network half of the tokens are left out, and join the others again, in order, for the last block."""
+    """From the middle of the network half of the tokens are left out, and join the others again, in order, for the last
+    block."""
     return skipvit(net, x, middle, net.depth - 1, count)
