@@ -21,7 +21,7 @@ from skipvit.engine.optim import AdamW
 from skipvit.engine.state import TrainingState
 from skipvit.engine.step import TrainStep
 
-MODEL = {"width": 16, "depth": 3, "heads": 2, "patch": 4, "image_size": 16, "num_classes": 10}
+MODEL = {"width": 16, "depth": 3, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10}
 
 
 class Factor(nn.Cell):
@@ -43,7 +43,7 @@ def main() -> None:
     data = {"kind": "image_folder", "path": "."}
     config = Config.model_validate({"model": MODEL, "routes": routes, "data": data})
     network = build_network(config, "cpu")
-    loss = Factor(build_loss(config, build_forward(config, "cpu", network, "routed"), False, 16))
+    loss = Factor(build_loss(config, build_forward(config, "cpu", network, "routed"), False, 32))
     optimizer = AdamW(network.trainable_params(), np.full(steps, 1e-3), 0.9, 0.999, 1e-3, 0.05)
     state = TrainingState(optimizer.parameters, ema_decay=0.9, loss_scale=1024.0)
     average = devices.gradient_average(optimizer.parameters, shard)
@@ -54,7 +54,7 @@ def main() -> None:
         noise = np.ones((4, max(1, config.noise_width())), np.float32)
         if shard.rank == 1 and number == at:
             noise[0, 0] = np.inf
-        images = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+        images = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
         labels = rng.integers(0, 10, 4, dtype=np.int32)
         batch = (images, labels, noise, np.zeros(6, np.float32))
         reports.append(step(*map(Tensor, batch)).asnumpy())
