@@ -61,7 +61,9 @@ def refused(words, capsys):
     begun = time.monotonic()
     assert run("launch", words) == 2
     assert time.monotonic() - begun < 20
-    (line,) = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    # How many cores this process may use is the machine's affair, and that of pytest's processes.
+    (line,) = [line for line in lines if "cores will be slow" not in line and "1 core will be slow" not in line]
     return line
 
 
