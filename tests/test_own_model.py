@@ -58,7 +58,8 @@ def test_it_is_costed_by_its_own_layout(trained, capsys):
     d, block = 32, lambda n: 12 * n * 32**2 + 2 * n**2 * 32
     dense = 16 * 3 * 8**2 * d + 4 * block(16) + d * 10
     assert cost["forwards"]["dense"]["macs"] == dense
-    assert cost["forwards"]["routed"]["macs"] == dense - 2 * (block(16) - block(8))
+    moves = 2 * 8 * 16 * d  # into the route and out of it, as on Ascend by 0/1 matrices
+    assert cost["forwards"]["routed"]["macs"] == dense - 2 * (block(16) - block(8)) + moves
 
 
 def test_it_is_exported_and_agrees(trained, tmp_path):

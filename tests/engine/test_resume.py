@@ -69,19 +69,19 @@ def stop_when(condition, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_has_its_own_exit_code_and_the_rest_is_the_same(undisturbed, tmp_path, capsys, number):
+def test_a_signal_saves_and_has_its_own_exit_code_and_the_rest_is_the_same(undisturbed, tmp_path, capfd, number):
     before = signal.getsignal(number)
     stop_when(lambda: any("epoch_0002" in path.name for path in checkpoints(tmp_path)), number)
     assert train(tmp_path) == 3
     assert signal.getsignal(number) == before
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     # MindSpore's own handler turns Ctrl-C into SIGTERM while a graph runs.
     assert "SIGTERM: finishing the step" in err or f"{number.name}: finishing the step" in err
     assert "--resume auto goes on from there" in err
     position = checkpoint.read(checkpoints(tmp_path)[-1])
     assert 0 < position["trainer.position.step"] < 20 or position["trainer.position.epoch"] != 1
     assert train(tmp_path) == 0
-    assert "going on from" in capsys.readouterr().out
+    assert "going on from" in capfd.readouterr().out
     assert_same_end(tmp_path, undisturbed)
 
 

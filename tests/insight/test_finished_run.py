@@ -17,6 +17,6 @@ def test_a_run_is_finished_whatever_its_figure_fails_for(make_run, tmp_path, mon
         raise ValueError("ParseException: unknown symbol\nin a formula")
 
     monkeypatch.setattr(training, "draw_kept", fail)
-    training.finish(load_config(folder / "config.yaml"), "cpu", None, RunFolder(folder), None)
+    training.finish(load_config(folder / "config.yaml"), "cpu", None, RunFolder(folder), None, records[-1])
     assert "bypassed.png: not drawn (ParseException: unknown symbol)" in caplog.text
     assert Run(folder).finished and not (folder / "bypassed.png").exists()
