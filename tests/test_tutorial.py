@@ -18,6 +18,6 @@ def test_the_tutorial_runs(tmp_path):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}).execute()
     texts = ["".join(out.get("text", "")) for cell in notebook.cells for out in cell.get("outputs", [])]
     assert any("29 of 64 patches stay" in text for text in texts)
