@@ -18,6 +18,8 @@ MICRO = [
     "16",
     "--routes",
     "[]",
+    "--phases",
+    "[]",
     "--data.batch_size",
     "8",
     "--optim.epochs",
@@ -54,4 +56,5 @@ def test_training_from_mindrecord_ends_with_the_weights_of_training_from_the_fol
         ]
         assert run("train", [*words, *MICRO]) == 0, capsys.readouterr().err
         ends.append(read(saved(tmp_path / "runs" / kind / "checkpoints")[-1]))
-    assert all(ends[0][name].tobytes() == ends[1][name].tobytes() for name in ends[0])
+    names = set(ends[0]) - {"trainer.position.data"}  # a checksum of the files' names and sizes
+    assert all(ends[0][name].tobytes() == ends[1][name].tobytes() for name in names)
