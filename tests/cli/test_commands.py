@@ -77,7 +77,7 @@ def test_eval_repeats_the_last_epochs_scores(trained):
 
 
 def test_resume_trains_what_is_left_and_ends_like_the_undisturbed_run(trained, tmp_path, capsys):
-    """Without the newest checkpoint and its line of the log, resuming trains the third epoch again, to the same scores."""
+    """Without the newest checkpoint and its log line, resuming trains the third epoch again, to the same scores."""
     folder, _ = trained
     copied = tmp_path / "runs" / "tiny"
     copied.parent.mkdir()
