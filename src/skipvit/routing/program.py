@@ -1,7 +1,7 @@
 """The program: what a forward computes, as a flat list of steps with the layout of the tokens before and after each.
 
 Pure Python, without MindSpore. `routing.forward.Forward` walks a program when it is compiled; multiply-accumulates and
-memory (`measure`), the ONNX graph (`weights`), the audit, the pictures of kept patches and the tests walk the same
+memory (`measure`), the ONNX graph (`weights`), the audit, the figures of kept patches and the tests walk the same
 list.
 """
 
