@@ -159,6 +159,8 @@ def test_a_configuration_made_in_python_is_checked_like_a_file():
         Config(model={"image_size": 30, "num_classes": 10})
     with pytest.raises(ValidationError, match="optim.warmup_epochs: 50.0 is more than optim.epochs 10"):
         Config(**GOOD | {"phases": [], "optim": {"epochs": 10, "warmup_epochs": 50}})
+    with pytest.raises(ValidationError, match="not YAML"):
+        Config(**GOOD | {"routes": "["})
     with pytest.raises(ValidationError, match="routes.0.end: a token restored after the last block"):
         Config(**GOOD | {"routes": [Route(start=1, end=6)]})
 
@@ -242,7 +244,7 @@ REFUSED = [
     (with_key("phases", [{"epochs": 3}, {"epochs": 4}]), "phases: 7 epochs together, optim.epochs is 8"),
     (with_key("phases", [{}, {}]), "phases.1.epochs: only one phase may leave its epochs open, phases.0 does"),
     (with_key("phases", [{"image_size": 30}]), "phases.0.model.patch: 4 does not divide image_size 30"),
-    (with_key("phases", [{"augment": {"hflipp": 1}}]), "phases.0.augment.hflipp: extra inputs are not permitted"),
+    (with_key("phases", [{"augment": {"hflipp": 1}}]), "phases.0.augment.hflipp is not a key; did you mean hflip?"),
     (with_key("phases", [{"routes": [{"start": 0}]}]), "phases.0.routes.0.scorer: cls_attention reads the attention"),
     (with_key("phases.0.epoch", 1), "phases.0.epoch is not a key; did you mean epochs?"),
     (with_key("eval", {"main": "routed"}) | {"routes": []}, "eval.main: there is no routed forward without routes"),
@@ -289,9 +291,10 @@ def test_wrong_configuration_is_refused_in_one_line(tmp_path, values, message):
         (["--optim.lr"], "--optim.lr"),
         (["extra"], "extra"),
         (["--model", "small"], "a group such as --model takes no value of its own"),
-        (["--routes", "[{start: 1"], "--routes, --phases: not YAML"),
+        (["--routes", "[{start: 1"], "routes: not YAML"),
         (["--routes", "[{start: 1, end: 3, fuze: true}]"], "routes.0.fuze is not a key; did you mean fuse?"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file"),
+        (["--config", "skipvit_smal_imagenet.yaml"], "no such config file; did you mean skipvit_small_imagenet.yaml?"),
     ],
 )
 def test_wrong_command_line_is_refused_in_one_line(tmp_path, words, message):

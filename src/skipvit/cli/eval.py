@@ -48,7 +48,7 @@ def check(words: list[str]) -> Config:
     config, options = from_words(parser(), words, config_of)
     path = checkpoint_of(options)
     if not path.is_file():
-        raise UsageError(f"{path}: no such checkpoint")
+        raise UsageError(f"{path}: no such checkpoint; name a file, or last or best of a run")
     open_source(config, "val", classes=classes_of(options, path))
     return config
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from skipvit.config.config import Config
@@ -68,10 +67,6 @@ def overriding(
         except SettingsError:
             raise UsageError(
                 "a group such as --model takes no value of its own; set single keys, e.g. --model.depth 6"
-            ) from None
-        except yaml.YAMLError:
-            raise UsageError(
-                "--routes, --phases: not YAML; e.g. --routes '[{start: 4, end: 11, keep_ratio: 0.45}]'"
             ) from None
 
     return options, check

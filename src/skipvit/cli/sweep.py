@@ -5,14 +5,12 @@ from __future__ import annotations
 import shlex
 import sys
 
-import yaml
 from pydantic_settings import CliSettingsSource
 from tqdm import tqdm
 
 from skipvit.cli.options import OneLineParser
 from skipvit.config.config import Config
 from skipvit.lab.sweep import Sweep
-from skipvit.util.errors import UsageError
 
 EPILOG = """A run that is finished is never done again; one that was begun goes on. So after Ctrl-C, a kill or a
 failure the same command completes the sweep. Each run has its folder RUNS/<plan>/<method>-s<seed>, its output is in
@@ -49,10 +47,7 @@ def main(words: list[str]) -> None:
     own = parser()
     source = CliSettingsSource(Config, root_parser=own)
     options = own.parse_args(words)
-    try:
-        sweep = Sweep(options.plan, options.runs, source(parsed_args=options)(), options.base)
-    except yaml.YAMLError:
-        raise UsageError("--routes, --phases: not YAML; e.g. --routes '[{start: 1/3, end: -1}]'") from None
+    sweep = Sweep(options.plan, options.runs, source(parsed_args=options)(), options.base)
     if options.dry_run:
         print(sweep.table())
         return

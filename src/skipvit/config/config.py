@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from skipvit.config.groups import (
@@ -30,11 +31,17 @@ from skipvit.config.phases import ForwardSpec, Phase, counted, forward_names, fo
 from skipvit.routing.program import Probe, Program, compile_program
 from skipvit.routing.spec import Route
 from skipvit.util.errors import UsageError
+from skipvit.util.text import nearest
 
 
 def _from_text(value: Any) -> Any:
     """On the command line routes and phases are a piece of YAML."""
-    return yaml.safe_load(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise PydanticCustomError("yaml", "not YAML; e.g. [{example}]", {"example": "{start: 4, end: 11}"}) from None
 
 
 # What a run may be resumed with: none of it changes the weights it ends with.
@@ -254,6 +261,10 @@ def _check_forwards(config: Config) -> None:
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             key = ".".join(map(str, problem["loc"]))
+            if problem["type"] == "extra_forbidden":
+                raise ValueError(
+                    f"phases.{i}.augment.{key} is not a key{nearest(key, AugmentConfig.model_fields)}"
+                ) from None
             raise ValueError(f"phases.{i}.augment.{key}: {problem['msg'].lower()}") from None
         try:
             compile_program(config.model.spec(), phase.routes or (), image_size=phase.image_size)

@@ -43,7 +43,10 @@ def _named(model: dict[str, Any]) -> dict[str, Any]:
 def _listed(phases: dict[str, Any], routes: Any) -> list[dict[str, Any]]:
     """Dense warm-up, routed, dense cool-down were three keys; without routes they meant nothing."""
     if isinstance(routes, str):
-        routes = yaml.safe_load(routes)
+        try:
+            routes = yaml.safe_load(routes)
+        except yaml.YAMLError:
+            return []  # the routes themselves are refused
     if not routes:
         return []
     warmup, cooldown = phases.get("dense_warmup_epochs", 15), phases.get("dense_cooldown_epochs", 0)

@@ -91,7 +91,7 @@ def read_yaml(
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)
     except FileNotFoundError:
-        others = [str(p) for p in path.parent.glob("*.yaml")]
+        others = [*map(str, path.parent.glob("*.yaml")), *list_recipes()]
         raise UsageError(f"{path}: no such config file" + nearest(str(path), others)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as a text file ({getattr(error, 'strerror', 'not UTF-8')})") from None

@@ -81,7 +81,7 @@ def read_entries(path: Path) -> dict[str, Record]:
         Damaged: it cannot be read, is not a regular file, has no checksum or a wrong one, or is not what it should be.
     """
     if not os.path.lexists(path):
-        raise UsageError(f"{path}: no such checkpoint")
+        raise UsageError(f"{path}: no such checkpoint; name a file, or last or best of a run")
     try:
         return _records(memoryview(_checked(path)))
     except OSError as error:
