@@ -2,13 +2,11 @@
 
 import json
 import tempfile
-from math import prod, sqrt
 from pathlib import Path
 
 import mindspore as ms
 import pytest
 
-from skipvit.ascend.operators import operators
 from skipvit.cli import run
 from skipvit.config.config import Config
 from skipvit.config.reading import list_recipes, load_config
@@ -20,6 +18,7 @@ from skipvit.models.registry import model_spec
 from skipvit.routing.layout import Layout
 from skipvit.routing.program import Attend, Feed
 from skipvit.util import compat
+from support.graphs import product_macs
 
 SIZES = {"width": 16, "depth": 5, "heads": 2, "patch": 8, "image_size": 32, "num_classes": 10}
 ROUTES = [
@@ -36,19 +35,12 @@ TINY = {
 
 
 def products(cell, *batch) -> int:
-    """Multiply-accumulates of all matrix products of a cell's graph, as it is compiled for Ascend, with its gradients:
-    (B M K)(B K N)(B M N) = B (B M K N)^2."""
+    """Multiply-accumulates of all matrix products of a cell's graph, as it is compiled for Ascend, with its gradients."""
     model = compat.mind_ir().ModelProto()
     with tempfile.TemporaryDirectory() as folder, compat.compiled_as_for_910a():
         file = str(Path(folder) / "graph")
         ms.export(cell, *batch, file_name=file, file_format="MINDIR", custom_func=model.CopyFrom)
-    total = 0
-    for operator in operators(model):
-        if operator.name in ("MatMul", "BatchMatMul"):
-            (_, a), (_, b) = operator.taken()[:2]
-            c = operator.output.tensors[0][1]
-            total += round(sqrt(prod(a) * prod(b) * prod(c) / prod(c[:-2])))
-    return total
+    return product_macs(model)
 
 
 def trained(config, name) -> float:
