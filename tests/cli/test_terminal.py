@@ -4,6 +4,9 @@ import os
 import subprocess
 import sys
 
+from skipvit.cli import run
+from skipvit.util.log import log, show
+
 SHOWS = """
 import sys, types
 from skipvit import cli
@@ -13,6 +16,22 @@ sys.modules["shows"] = module
 cli.COMMANDS["show"] = ("shows", "prints its words")
 sys.exit(cli.run("show", ["\\u732b", "caf\\u00e9", "\\udcff"]))
 """
+
+
+def test_an_error_is_one_short_line_whatever_is_in_it(capsys):
+    words = ["--config", "a\n\x1b[31m" + "b" * 5000]
+    assert run("train", words) in (1, 2)
+    err = capsys.readouterr().err
+    assert err.startswith("error: a\\n\\x1b[31mbbb") and err.count("\n") == 1 and len(err) < 620
+    assert err.endswith("no such config file\n") or "File name too long" in err
+
+
+def test_what_is_logged_cannot_upset_a_terminal(capsys):
+    show()
+    log.warning("/a\x1b[31m: %s", "\udcff")
+    log.info("first line\nsecond \u202e line")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("first line\nsecond \\u202e line\n", "warning: /a\\x1b[31m: \\udcff\n")
 
 
 def test_what_an_ascii_terminal_cannot_show_is_escaped():

@@ -159,7 +159,7 @@ def test_a_configuration_made_in_python_is_checked_like_a_file():
         Config(model={"image_size": 30, "num_classes": 10})
     with pytest.raises(ValidationError, match="optim.warmup_epochs: 50.0 is more than optim.epochs 10"):
         Config(**GOOD | {"phases": [], "optim": {"epochs": 10, "warmup_epochs": 50}})
-    with pytest.raises(ValidationError, match="not YAML"):
+    with pytest.raises(ValidationError, match="not valid YAML"):
         Config(**GOOD | {"routes": "["})
     with pytest.raises(ValidationError, match="routes.0.end: a token restored after the last block"):
         Config(**GOOD | {"routes": [Route(start=1, end=6)]})
@@ -266,10 +266,18 @@ REFUSED = [
     (with_key("augment.rand_augment", 11), "augment.rand_augment: input should be less than or equal to 10"),
     (with_key("amp.dtype", "bfloat16"), "amp.dtype: input should be 'auto', 'float32' or 'float16'"),
     (with_key("name", "../up"), "name: "),
+    (with_key("name", ".."), "name: "),
+    (with_key("name", "."), "name: "),
+    (with_key("name", ".index"), "name: "),  # what a folder of runs has besides them begins with a dot
+    (with_key("phases.0.epochs", "9" * 5000), "phases.0.epochs: input should be a whole number of epochs, or a share"),
+    (with_key("k" * 5000, 1), "kkk...kkk"),
+    (with_key("data.path", "p" * 5000) | {"seed": "x" * 5000}, "seed: "),
     (with_key("seed", None), "seed: "),
     ("a: [", "not valid YAML"),
     ("- 1", "a config is a mapping"),
     ("1: 2", "a config is a mapping"),
+    ("name: 2024-13-45", "line 1, column 7: not valid YAML"),
+    ("[" * 20_000, "nested deeper than 40 lists and mappings"),
 ]
 
 
@@ -280,7 +288,21 @@ def test_wrong_configuration_is_refused_in_one_line(tmp_path, values, message):
     with pytest.raises(UsageError) as refused:
         read(tmp_path, values)
     assert message in str(refused.value)
-    assert "\n" not in str(refused.value) and "run.yaml" in str(refused.value)
+    assert "\n" not in str(refused.value) and "run.yaml" in str(refused.value) and len(str(refused.value)) < 600
+
+
+def test_only_regular_text_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xe9")
+    (tmp_path / "large.yaml").write_bytes(b"#" * 1_000_000)
+    reasons = {"pipe": "not a regular file", "zero": "not a regular file", "loop": "symbolic links"}
+    for name, reason in (reasons | {"latin": "not UTF-8", "large": "longer than 100,000 characters"}).items():
+        with pytest.raises(UsageError, match=f"{name}.yaml: .*{reason}"):
+            load_config(tmp_path / f"{name}.yaml")
+    with pytest.raises(UsageError, match="not a possible name of a file"):
+        load_config("a\0b.yaml")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +313,9 @@ def test_wrong_configuration_is_refused_in_one_line(tmp_path, values, message):
         (["--optim.lr"], "--optim.lr"),
         (["extra"], "extra"),
         (["--model", "small"], "a group such as --model takes no value of its own"),
-        (["--routes", "[{start: 1"], "routes: not YAML"),
+        (["--routes", "[{start: 1"], "routes: line 1, column 11: not valid YAML"),
+        (["--routes", "[" * 20_000], "routes: nested deeper than 40 lists and mappings; e.g. [{start: 4, end: 11}]"),
+        (["--routes", "a: &a [*a]"], "routes: more than 100,000 values once its aliases are written out"),
         (["--routes", "[{start: 1, end: 3, fuze: true}]"], "routes.0.fuze is not a key; did you mean fuse?"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file"),
         (["--config", "skipvit_smal_imagenet.yaml"], "no such config file; did you mean skipvit_small_imagenet.yaml?"),

@@ -35,7 +35,7 @@ TINY = {
 
 
 def products(cell, *batch) -> int:
-    """Multiply-accumulates of all matrix products of a cell's graph, as it is compiled for Ascend, with its gradients."""
+    """Multiply-accumulates of all matrix products of a cell's graph, compiled for Ascend, with its gradients."""
     model = compat.mind_ir().ModelProto()
     with tempfile.TemporaryDirectory() as folder, compat.compiled_as_for_910a():
         file = str(Path(folder) / "graph")

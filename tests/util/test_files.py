@@ -8,7 +8,17 @@ import threading
 import pytest
 
 from skipvit.util.errors import UsageError
-from skipvit.util.files import is_locked, lock, locked, make_folder, open_regular, read_text, replacing, write_whole
+from skipvit.util.files import (
+    append_line,
+    is_locked,
+    lock,
+    locked,
+    make_folder,
+    open_regular,
+    read_text,
+    replacing,
+    write_whole,
+)
 
 
 def test_a_file_is_replaced_as_a_whole_or_left(tmp_path):
@@ -20,6 +30,22 @@ def test_a_file_is_replaced_as_a_whole_or_left(tmp_path):
     assert read_text(path) == "old é" and os.listdir(tmp_path) == ["about.json"]
     write_whole(path, b"new")
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["about.json"]
+
+
+def test_an_error_names_the_file_itself(tmp_path):
+    (tmp_path / "about.json" / "below").mkdir(parents=True)
+    with pytest.raises(OSError) as raised:
+        write_whole(tmp_path / "about.json", "new")
+    assert raised.value.filename == str(tmp_path / "about.json")
+
+
+def test_a_line_stands_behind_one_that_was_cut(tmp_path):
+    path = tmp_path / "log"
+    append_line(path, "a \udcff")
+    path.write_bytes(path.read_bytes() + b"torn")
+    append_line(path, "b")
+    append_line(path, "c")
+    assert path.read_text() == "a \\udcff\ntorn\nb\nc\n"
 
 
 def test_the_partial_file_keeps_the_ending(tmp_path):
@@ -75,6 +101,9 @@ def test_pipes_and_devices_are_no_files(tmp_path):
     for path in (pipe, link, tmp_path, os.fsencode(pipe)):
         error = in_time(open_regular, path)
         assert isinstance(error, OSError) and error.strerror == "not a regular file"
+        assert isinstance(in_time(append_line, tmp_path / os.fsdecode(path), "x"), OSError)
+    for name in ("a\0b", "a\ud800"):
+        assert isinstance(in_time(open_regular, name), OSError)
     assert isinstance(in_time(open_regular, loop), OSError)
     assert isinstance(in_time(lock, pipe, "taken"), UsageError)
     assert in_time(is_locked, pipe) is None

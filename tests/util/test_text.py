@@ -1,8 +1,10 @@
 """Tables line up, errors and names stay within a line, and a misspelt word finds what was meant."""
 
+import re
+
 import pytest
 
-from skipvit.util.text import counted, duration, for_figure, nearest, one_line, printable, size, table
+from skipvit.util.text import counted, duration, for_figure, nearest, one_line, printable, shortened, size, table
 
 
 def test_numbers_to_the_right_names_to_the_left():
@@ -26,10 +28,19 @@ def test_numbers_to_the_right_names_to_the_left():
         (KeyError(), "KeyError"),
         (RuntimeError("a" * 1000), "a" * 300),
         (FileNotFoundError(2, "No such file or directory", "/x/y"), "/x/y: No such file or directory"),
+        (FileNotFoundError(2, "No such file or directory", b"/x\n\xff"), r"/x\n\udcff: No such file or directory"),
+        (OSError(9, "Bad file descriptor", 7), "Bad file descriptor"),
     ],
 )
 def test_one_line_of_an_error(error, line):
     assert one_line(error) == line
+
+
+def test_long_values_lose_their_middle():
+    assert shortened("a" * 60) == "a" * 60
+    for text in ("b" * 61 + "end", "b" * 10**6 + "end", "b" * 119 + "end"):
+        assert len(shortened(text)) == 60 and re.fullmatch("b{40}[.]{3}b+end", shortened(text))
+    assert len(shortened("\x1b" * 100)) == 60 and shortened("\n") == "\\n"
 
 
 def test_names_cannot_upset_a_terminal_or_a_figure():

@@ -10,6 +10,7 @@ from io import TextIOWrapper
 
 from skipvit.util import log, processes
 from skipvit.util.errors import RunError, Stopped, UsageError
+from skipvit.util.text import MOST_OF_AN_ERROR, one_line, shortened
 
 COMMANDS = {
     "train": ("skipvit.cli.train", "train a network as a config says"),
@@ -56,24 +57,25 @@ def exit_code(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0  # launch returns that of its processes
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(str(error), 2)
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return failed(str(error))
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 3
     except MemoryError:
-        print("error: not enough memory; use a smaller model, batch or data set", file=sys.stderr)
-        return 1
+        return failed("not enough memory; use a smaller model, batch or data set")
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
+        return failed(one_line(error))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def failed(why: str, code: int = 1) -> int:
+    """Say it in one short line, whatever names and values are in it; returns the exit code."""
+    print(f"error: {shortened(why, MOST_OF_AN_ERROR)}", file=sys.stderr)
+    return code
 
 
 def main() -> None:
@@ -83,6 +85,5 @@ def main() -> None:
     lines = "\n".join(f"  {name:12}{about}" for name, (_, about) in COMMANDS.items())
     text = f"usage: skipvit COMMAND ... (each has --help)\n\n{lines}"
     if words and words[0] not in ("-h", "--help"):
-        print(f"error: {words[0]} is not a command; there are {', '.join(COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(failed(f"{shortened(words[0])} is not a command; there are {', '.join(COMMANDS)}", 2))
     print(text)

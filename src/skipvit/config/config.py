@@ -32,6 +32,7 @@ from skipvit.routing.program import Probe, Program, compile_program
 from skipvit.routing.spec import Route
 from skipvit.util.errors import UsageError
 from skipvit.util.text import nearest
+from skipvit.util.yaml_text import parse
 
 
 def _from_text(value: Any) -> Any:
@@ -39,14 +40,16 @@ def _from_text(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise PydanticCustomError("yaml", "not YAML; e.g. [{example}]", {"example": "{start: 4, end: 11}"}) from None
+        return parse(value)
+    except ValueError as error:
+        about = {"why": str(error), "example": "{start: 4, end: 11}"}
+        raise PydanticCustomError("yaml", "{why}; e.g. [{example}]", about) from None
 
 
 # What a run may be resumed with: none of it changes the weights it ends with.
 # (Batch size and accumulation: `Config.divided` keeps the images of an update.)
 MAY_CHANGE = {
+    "name",  # a folder may be renamed
     "imports",
     "data.batch_size",
     "optim.accumulate",
@@ -76,7 +79,7 @@ class Config(BaseSettings):
         cli_parse_none_str="null",
     )
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", max_length=200)
     """name of the run, and of its folder below runs/"""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """of weights, data and noise"""

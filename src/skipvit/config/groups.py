@@ -70,10 +70,10 @@ class InitConfig(Group):
 
 def _epochs_or_share(value: Any) -> Any:
     """Epochs as a whole number, or as it is written if it is a share of the run such as 5%."""
-    text = str(value).strip()
-    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", text) and float(text[:-1]) <= 100:
+    text = str(value).strip() if isinstance(value, str | int) else ""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,3}(\.\d+)?%", text) and float(text[:-1]) <= 100:
         return text
-    if isinstance(value, bool) or not re.fullmatch(r"\d+", text):
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", text):
         raise PydanticCustomError("epochs", "input should be a whole number of epochs, or a share of all such as 5%")
     return int(text)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
+from skipvit.util.yaml_text import parse
 
 OLD_PHASES = ("dense_warmup_epochs", "dense_cooldown_epochs", "evaluate")
 
@@ -44,8 +44,8 @@ def _listed(phases: dict[str, Any], routes: Any) -> list[dict[str, Any]]:
     """Dense warm-up, routed, dense cool-down were three keys; without routes they meant nothing."""
     if isinstance(routes, str):
         try:
-            routes = yaml.safe_load(routes)
-        except yaml.YAMLError:
+            routes = parse(routes)
+        except ValueError:
             return []  # the routes themselves are refused
     if not routes:
         return []

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from skipvit.config.config import Config
@@ -14,10 +13,12 @@ from skipvit.config.groups import PhaseConfig
 from skipvit.config.overrides import over
 from skipvit.routing.spec import Route
 from skipvit.util.errors import UsageError
-from skipvit.util.text import nearest
+from skipvit.util.files import open_regular
+from skipvit.util.text import nearest, shortened
+from skipvit.util.yaml_text import LONGEST, parse
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-MOST_SHOWN = 60  # characters of a wrong value
+MOST_BYTES = 4 * LONGEST + 1  # of a file: a device's content never ends
 
 
 def recipe(name: str | Path) -> Path:
@@ -64,19 +65,6 @@ def checked(values: dict[str, Any], where: str, make: Callable[..., Config] = Co
         raise UsageError(f"{where}: {first_problem(error)}") from None
 
 
-class _NoKeyTwice(yaml.SafeLoader):
-    """Of a key that is written twice YAML libraries silently take the last."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(
     path: Path, about: str = "a config is a mapping of keys such as model, routes, data and optim"
 ) -> dict[str, Any]:
@@ -89,16 +77,15 @@ def read_yaml(
         UsageError: a missing or malformed file, a key that is there twice.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)
+        with open_regular(path) as file:
+            values = parse(file.read(MOST_BYTES).decode("utf-8"))
     except FileNotFoundError:
         others = [*map(str, path.parent.glob("*.yaml")), *list_recipes()]
         raise UsageError(f"{path}: no such config file" + nearest(str(path), others)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as a text file ({getattr(error, 'strerror', 'not UTF-8')})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UsageError(f"{path}: {where}not valid YAML ({getattr(error, 'problem', None) or 'malformed'})") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
     if not isinstance(values or {}, dict) or not all(isinstance(key, str) for key in values or {}):
         raise UsageError(f"{path}: {about}")
     return values or {}
@@ -109,7 +96,7 @@ def first_problem(error: ValidationError, model: type[BaseModel] = Config) -> st
     line."""
     problem = error.errors(include_url=False)[0]
     # Positions in unions and the like are strings of the library's own; keys and list positions are the config's.
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(shortened(str(part)) for part in problem["loc"])
     if problem["type"] == "value_error":  # of our own checks, which name the key
         return str(problem.get("ctx", {})["error"])
     if problem["type"] == "route":
@@ -118,8 +105,7 @@ def first_problem(error: ValidationError, model: type[BaseModel] = Config) -> st
         return f"{key} is not a key" + nearest(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1], model))
     if problem["type"] in ("missing", "missing_argument"):
         return f"{key} is missing"
-    given = repr(problem["input"])
-    given = given if len(given) <= MOST_SHOWN else given[: MOST_SHOWN - 3] + "..."
+    given = shortened(repr(problem["input"]))
     return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {given}".replace("\n", " ")
 
 

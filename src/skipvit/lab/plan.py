@@ -22,7 +22,7 @@ from skipvit.util.text import nearest
 
 ABOUT = "a plan is a mapping with base, methods and seeds (docs/lab.md)"
 MOST = 10_000  # trials
-NAME = r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+)*"  # of a method: part of folder names
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*"  # of a method: part of folder names
 # Runs of a sweep are compared with each other, so only this may differ between the plan and what was trained before.
 MAY_DIFFER = {"name", "checkpoint.keep", "checkpoint.minutes", "data.workers", "data.broken_share"}
 
@@ -134,7 +134,9 @@ def _trials_of(
 ) -> Iterator[Trial]:
     where, own = f"{path}: methods.{method}", _keys_of(plan.methods[method])
     if not re.fullmatch(NAME, method):
-        raise UsageError(f"{where}: a method's name is letters, digits, _ and ., with - between; it names folders")
+        raise UsageError(
+            f"{where}: a method's name is letters, digits, _ and . (not first), with - between; it names folders"
+        )
     file, own_grid = own.pop("from", None), own.pop("grid", {})
     if file is not None:
         file = path.parent / str(file)

@@ -38,9 +38,11 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         flush(partial)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             partial.unlink()
+        if isinstance(error, OSError) and error.filename == str(partial):
+            error.filename = str(path)  # which the person knows
         raise
     with suppress(OSError):  # not every file system knows this for folders
         flush(path.parent)
@@ -77,7 +79,10 @@ def open_regular(path: str | bytes | Path) -> BinaryIO:
         OSError: no such file, no permission, or not a regular file.
     """
     # Without O_NONBLOCK the opening of a pipe waits for somebody who writes.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:  # a NUL in it, or what no file system can store
+        raise OSError(errno.EINVAL, "not a possible name of a file", os.fspath(path)) from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
@@ -93,6 +98,21 @@ def read_bytes(path: str | bytes | Path) -> bytes:
 def read_text(path: str | bytes | Path, errors: str = "strict") -> str:
     """The content of a regular text file in UTF-8. Raises OSError as `open_regular`, and UnicodeDecodeError."""
     return read_bytes(path).decode("utf-8", errors)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file, behind one that was left unfinished.
+
+    Raises:
+        OSError: it cannot be written, or is not a regular file.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    with os.fdopen(handle, "r+b", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        size = os.fstat(handle).st_size
+        torn = size and os.pread(handle, 1, size - 1) != b"\n"
+        file.write(("\n" * bool(torn) + line + "\n").encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: str | bytes | Path) -> Any:

@@ -10,6 +10,8 @@ import sys
 
 from tqdm import tqdm
 
+from skipvit.util.text import printable
+
 log = logging.getLogger("skipvit")
 
 
@@ -18,10 +20,11 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
+            text = "\n".join(map(printable, record.getMessage().split("\n")))  # names may be anything
             if record.levelno >= logging.WARNING:
-                tqdm.write(f"warning: {record.getMessage()}", file=sys.stderr)
+                tqdm.write(f"warning: {text}", file=sys.stderr)
             else:
-                tqdm.write(record.getMessage(), file=sys.stdout)
+                tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
         except OSError:
             pass  # a pipe whose other end is gone

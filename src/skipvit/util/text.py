@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 MOST_OF_A_LINE = 300  # characters of an error that is not ours
+MOST_OF_A_NAME = 60  # characters of a name or value that somebody else wrote
+MOST_OF_AN_ERROR = 600
 GAP = "  "
 
 
@@ -57,8 +60,8 @@ def _width(text: str) -> int:
 def one_line(error: BaseException | str) -> str:
     """What an error says, in one line: its first that says something, or the error's type."""
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return printable(f"{where}{error.strerror}")
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" -=\t")]
     return printable(lines[0][:MOST_OF_A_LINE] if lines else type(error).__name__)
 
@@ -66,6 +69,12 @@ def one_line(error: BaseException | str) -> str:
 def printable(name: str) -> str:
     """A name for a line of text: line breaks, a terminal's escapes, bytes that are no UTF-8 are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+
+
+def shortened(text: str, most: int = MOST_OF_A_NAME) -> str:
+    """A name or value of any length and content for an error: printable, its middle left out if it is long."""
+    text = printable(text if len(text) <= 2 * most else f"{text[:most]}{text[-most:]}")
+    return text if len(text) <= most else f"{text[: most * 2 // 3]}...{text[-(most // 3) + 3 :]}"
 
 
 def for_figure(name: str) -> str:
