@@ -360,6 +360,18 @@ def test_an_index_of_another_shape_is_not_used(data, tmp_path, content):
     check(data, tmp_path)
 
 
+@pytest.mark.parametrize("images", ["a.jpg", "a\0b.jpg/", "\ud800.jpg/"])
+def test_names_that_no_folder_has_are_not_taken_from_an_index(data, tmp_path, later, images):
+    """Whatever its checksum says."""
+    check(data, tmp_path)
+    index = next(tmp_path.glob("train-*.index"))
+    kind, rows = json.loads(zlib.decompress(index.read_bytes()))
+    for row in rows.values():
+        row[1] = images
+    index.write_bytes(zlib.compress(json.dumps([kind, rows]).encode()))
+    check(data, tmp_path)
+
+
 def test_what_tells_two_folders_apart(data, tmp_path):
     """Names, and sizes as they are now, whatever an index says; not where the folder is."""
     shutil.copytree(data, tmp_path / "copy")

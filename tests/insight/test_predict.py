@@ -21,6 +21,7 @@ from skipvit.routing.program import compile_program
 from skipvit.routing.spec import Route
 from skipvit.runs.run import Run
 from skipvit.runs.trained import Trained
+from skipvit.util.log import log
 from support.hostile import encoded, flipped, reason_to_fail, scene, unusual
 from support.reference import forward
 
@@ -135,7 +136,8 @@ def test_the_command_finds_good_ones_among_fifty_odd_inputs(tiny, tmp_path, capf
             and 0 < sum(probabilities) <= 1.00001
         )
         assert all(c["class"] == f"kind {c['index']}" for c in prediction["top"])
-    *named, last = [line for line in err.splitlines() if line]
+    left_out, *named, last = [line for line in err.splitlines() if line]
+    assert "more: 1 file left out: 1 .txt; images end in" in left_out
     assert len(named) == len(answer["bad"]) and all(": " in line for line in named)
     assert (
         last == f"error: {len(named)} of the inputs could not be read, see above; "
@@ -210,6 +212,7 @@ def test_damaged_class_names_are_named(tiny, shapes, tmp_path, capsys, text):
         (["{run}", "a.jpg", "--batch_size", "-1"], "batch_size: -1 is not possible"),
         (["{run}", "a.jpg", "--show", "sheet.txt"], "does not end in"),
         (["{run}", "a.jpg", "--show", "nowhere/sheet.png"], "nowhere is not a folder"),
+        (["{run}", "{images}", "--show", "{images}/0.png"], "0.png is among the images and would be overwritten"),
         (["{run}", "a.jpg", "--dense", "--routed"], "not allowed with"),
         (["{run}", "a.jpg", "--forward", "phase7"], "forward 'phase7' is not one of this run's: dense, routed"),
         (["{run}", "a.jpg", "--routed", "--routes", "[]"], "forward 'routed' is not one of this run's: dense"),
@@ -217,8 +220,10 @@ def test_damaged_class_names_are_named(tiny, shapes, tmp_path, capsys, text):
         (["{run}", "a.jpg", "--shwo"], "did you mean --show?"),
     ],
 )
-def test_wrong_words_are_refused(tiny, capsys, words, message):
-    assert run("predict", [word.format(run=tiny[0]) for word in words]) == 2
+def test_wrong_words_are_refused(tiny, tmp_path, capsys, words, message):
+    (tmp_path / "0.png").write_bytes(b"somebody's")
+    assert run("predict", [word.format(run=tiny[0], images=tmp_path) for word in words]) == 2
+    assert (tmp_path / "0.png").read_bytes() == b"somebody's"
     assert message in error_line(capsys)
 
 
@@ -226,6 +231,21 @@ def test_a_folder_that_cannot_be_listed_and_an_empty_one_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     paths, bad = find_images([str(tmp_path / "empty"), "file.jpg"])
     assert paths == ["file.jpg"] and bad == {str(tmp_path / "empty"): "no images in this folder"}
+
+
+def test_what_is_left_out_of_a_folder_is_said_and_links_are_followed(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    folder, other = tmp_path / "images", tmp_path / "other"
+    (folder / "below").mkdir(parents=True)
+    other.mkdir()
+    for path in (folder / "a.jpg", folder / "b.HEIC", folder / "below/c", folder / ".d.png", folder / "Thumbs.db"):
+        path.touch()
+    (other / "e.png").touch()
+    (folder / "link").symlink_to(other)
+    (other / "back").symlink_to(folder)
+    paths, bad = find_images([str(folder)])
+    assert [path.removeprefix(str(folder)) for path in paths] == ["/a.jpg", "/link/e.png"] and not bad
+    assert f"{folder}: 2 files left out: 1 .heic, 1 without an ending; images end in .jpg, " in caplog.text
 
 
 def looked_at(*routes, prefix=1):

@@ -53,6 +53,8 @@ def main(words: list[str]) -> None:
         raise UsageError(f"--show: {show} does not end in one of {', '.join(SHEET_ENDINGS)}")
     if show and not show.absolute().parent.is_dir():
         raise UsageError(f"--show: {show.parent} is not a folder; create it first")
+    if show and show.exists() and any(show.resolve().is_relative_to(Path(name).resolve()) for name in options.inputs):
+        raise UsageError(f"--show: {show} is among the images and would be overwritten; choose another file")
     from tqdm import tqdm
 
     from skipvit.insight.predict import MOST_SHOWN, as_dict, predict, sheet

@@ -10,6 +10,7 @@ import numpy as np
 
 from skipvit.data.sources import Source
 from skipvit.util.errors import RunError
+from skipvit.util.files import append_line, read_text
 from skipvit.util.text import printable
 
 
@@ -38,7 +39,7 @@ class Broken:
                 self._read()  # other devices may have listed it
             if name not in self.names:
                 self.names.add(name)
-                self._list(f"{name}\t{reason}\n")
+                self._list(f"{name}\t{reason}")
             count = len(self.names)
         if self.limit == 0:
             raise RunError(
@@ -54,7 +55,7 @@ class Broken:
     def _read(self) -> None:
         try:
             if self.path is not None and self.path.stat().st_size != self.size:
-                text = self.path.read_text(encoding="utf-8", errors="replace")
+                text = read_text(self.path, errors="replace")
                 self.names |= {line.split("\t")[0] for line in text.splitlines()}
                 self.size = self.path.stat().st_size
         except OSError:
@@ -63,8 +64,7 @@ class Broken:
     def _list(self, line: str) -> None:
         if self.path is not None:
             try:
-                with open(self.path, "a", encoding="utf-8") as file:
-                    file.write(line)
+                append_line(self.path, line)
             except OSError:
                 pass  # a full disk is no reason to stop; the count goes on
 

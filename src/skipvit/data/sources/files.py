@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import numpy as np
 
 from skipvit.data.decode import EXTENSIONS, BrokenImage
 from skipvit.util.files import open_regular
+from skipvit.util.log import log
+from skipvit.util.text import counted, printable
 
+SILENT = ("thumbs.db", "desktop.ini")  # what systems leave in folders; like hidden files not worth a word
+MOST_SHOWN = 6  # endings of files that were left out
 LARGEST = 2**31  # bytes; an image of 500 megapixels, which is refused, has fewer
 
 
@@ -47,8 +52,29 @@ class Files:
         return self.paths[i]
 
 
+def is_silent(name: str) -> bool:
+    """Whether a file is left out without a word."""
+    return name[0] == "." or name.lower() in SILENT
+
+
+def kind_of(name: str) -> str:
+    """What a file that is no image is counted as."""
+    return os.path.splitext(name)[1].lower() or "without an ending"
+
+
+def left_out(folder: str, others: Counter[str]) -> str:
+    """E.g. `/data/train: 12 files left out: 9 .heic, 3 without an ending; images end in .jpg, ...`."""
+    shown = [f"{number:,} {printable(kind)}" for kind, number in others.most_common(MOST_SHOWN)]
+    if len(others) > MOST_SHOWN:
+        shown.append("...")
+    text = f"{printable(folder)}: {counted(others.total(), 'file')} left out: {', '.join(shown)}"
+    return f"{text}; images end in {', '.join(EXTENSIONS)}"
+
+
 def find_images(inputs: list[str]) -> tuple[list[str], dict[str, str]]:
     """Files as named, and the images in folders and folders below them, in order of their names.
+
+    Links are followed. Files that are no images are counted in a warning, hidden ones not.
 
     Returns:
         paths, and for each folder that has none or cannot be read, why.
@@ -59,11 +85,16 @@ def find_images(inputs: list[str]) -> tuple[list[str], dict[str, str]]:
             paths.append(given)
             continue
         errors: list[OSError] = []
-        found = []
-        for folder, folders, names in os.walk(given, onerror=errors.append):
-            folders[:] = sorted(name for name in folders if name[0] != ".")
-            images = [name for name in sorted(names) if name[0] != "." and name.lower().endswith(EXTENSIONS)]
-            found += [os.path.join(folder, name) for name in images]
+        found, others, seen = [], Counter[str](), set[str]()
+        for folder, folders, names in os.walk(given, onerror=errors.append, followlinks=True):
+            again = os.path.realpath(folder) in seen
+            seen.add(os.path.realpath(folder))
+            folders[:] = [] if again else sorted(name for name in folders if name[0] != ".")
+            shown = [name for name in sorted(names) if not again and not is_silent(name)]
+            found += [os.path.join(folder, name) for name in shown if name.lower().endswith(EXTENSIONS)]
+            others.update(kind_of(name) for name in shown if not name.lower().endswith(EXTENSIONS))
+        if others:
+            log.warning(left_out(given, others))
         bad |= {str(error.filename): error.strerror or str(error) for error in errors}
         if not found and not errors:
             bad[given] = "no images in this folder"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 import zlib
 from collections import Counter
@@ -21,18 +22,15 @@ from tqdm import tqdm
 
 from skipvit.data.decode import EXTENSIONS
 from skipvit.data.sources.arrays import evenly_spaced
-from skipvit.data.sources.files import read_image
+from skipvit.data.sources.files import is_silent, kind_of, left_out, read_image
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import read_bytes, write_whole
 from skipvit.util.log import log
-from skipvit.util.text import counted, printable
 
 INDEX_FORMAT = 2
 RACY_NS = 2_000_000_000  # the coarsest time stamp of a file system: a later change may leave the same stamp
 UNTRUSTED = [0, 0]  # no folder's stamp
 THREADS = 8  # a shared file system answers each of many at its own slow pace
-SILENT = ("thumbs.db", "desktop.ini")  # what systems leave in folders; like hidden files not worth a word
-MOST_SHOWN = 6  # endings of files that were left out
 SIZED = 4096  # images whose sizes tell a data set from another of the same names
 
 
@@ -120,7 +118,7 @@ def open_split(folder: Path, split: str, index: Path | None = None) -> ImageFold
         parts.append(os.fsencode(images))
         counts.append(images.count("\0"))
     if others:
-        log.warning(_left_out(root, others))
+        log.warning(left_out(str(root), others))
     return ImageFolder(root, classes, counts, b"".join(parts))
 
 
@@ -137,15 +135,6 @@ def _images_below(folders: dict[str, Folder], name: str, others: Counter) -> str
             found += [below + image for image in _names(folders[path].images)]
             todo += [f"{path}/{inner}" for inner in _names(folders[path].folders)]
     return "".join(f"{path}\0" for path in sorted(found))
-
-
-def _left_out(root: Path, others: Counter) -> str:
-    """E.g. `/data/train: 12 files left out: 9 .heic, 3 without an ending; images end in .jpg, ...`."""
-    shown = [f"{number:,} {printable(kind)}" for kind, number in others.most_common(MOST_SHOWN)]
-    if len(others) > MOST_SHOWN:
-        shown.append("...")
-    left_out = f"{printable(str(root))}: {counted(others.total(), 'file')} left out: {', '.join(shown)}"
-    return f"{left_out}; images end in {', '.join(EXTENSIONS)}"
 
 
 def _walk(root: Path, classes: tuple[str, ...], index: Path | None) -> dict[str, Folder]:
@@ -185,14 +174,14 @@ def _scan(folder: str) -> Folder:
     images, folders, others = [], [], Counter()
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name[0] == "." or entry.name.lower() in SILENT:
+            if is_silent(entry.name):
                 continue
             if _is_folder(entry):
                 folders.append(entry.name)
             elif entry.name.lower().endswith(EXTENSIONS):
                 images.append(entry.name)
             else:
-                others[os.path.splitext(entry.name)[1].lower() or "without an ending"] += 1
+                others[kind_of(entry.name)] += 1
     trusted = max(stamp) < now - RACY_NS
     images, folders = ("".join(f"{name}/" for name in sorted(names)) for names in (images, folders))
     return Folder(stamp if trusted else UNTRUSTED, images, folders, dict(others))
@@ -239,9 +228,16 @@ def _load(index: Path) -> dict[str, Folder]:
 
 
 def _is_whole(folder: Folder) -> bool:
-    """Whether everything is of its type."""
-    types = all(map(isinstance, folder, (list, str, str, dict)))
-    return types and all(isinstance(number, int) for number in folder.others.values())
+    """Whether everything is of its type, and names are such as a file system has."""
+    if not all(map(isinstance, folder, (list, str, str, dict))):
+        return False
+    names = folder.images + folder.folders
+    return (
+        all(isinstance(number, int) for number in folder.others.values())
+        and all(text[-1:] in ("", "/") for text in folder[1:3])
+        and "\0" not in names
+        and not re.search("[\ud800-\udc7f\udd00-\udfff]", names)  # what no bytes of a name become
+    )
 
 
 def _save(index: Path, folders: dict[str, Folder]) -> None:
