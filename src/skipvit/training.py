@@ -151,6 +151,11 @@ def _train(
 def refuse_changed(folder: RunFolder, config: Config) -> None:
     """Raises UsageError if a run that was begun has another configuration."""
     changed = config.changed_since(load_config(folder.config))
+    if "optim.epochs" in changed:
+        raise UsageError(
+            f"{folder.path}: its config.yaml has another optim.epochs; to train longer, begin another run that starts "
+            f"from this one: --name NAME --init.weights {folder.path}"
+        )
     if changed:
         raise UsageError(
             f"{folder.path}: its config.yaml has another {changed[0]}; resume with the same config, or use --name"
@@ -236,7 +241,8 @@ def finish(
     """
     spec = config.model.spec()
     macs = {name: forward_macs(spec, config.program(name)) for name in config.evaluated()}
-    result = summary(by_epoch([*read_records(folder.path), last]), config.best(), macs)
+    known = [record for record in read_records(folder.path) if record["epoch"] <= last["epoch"]]
+    result = summary(by_epoch([*known, last]), config.best(), macs)
     write_whole(folder.path / "summary.json", json.dumps(result, indent=2) + "\n")
     write_whole(folder.path / "summary.txt", as_text(result) + "\n")
     log.info(as_text(result))

@@ -78,6 +78,8 @@ def refused(words, capsys):
     [
         (["many"], "error: DEVICES: the number of devices on this machine, got 'many'"),
         (["0"], "error: DEVICES: the number of devices on this machine, got '0'"),
+        (["9" * 20], "error: DEVICES: the number of devices on this machine, got '99999999999999999999'"),
+        (["--nnodes", "9" * 20, "1"], "error: --node_rank: 0 is not one of --nnodes 99999999999999999999 machines"),
         ([], "error: the following arguments are required: DEVICES"),
         (
             ["--config", "run.yaml", "2"],

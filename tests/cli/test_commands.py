@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,17 @@ def test_resume_trains_what_is_left_and_ends_like_the_undisturbed_run(trained, t
     assert run("train", changed) == 2 and "has another optim.lr" in one_line(capsys)
     assert run("train", [*words, "--data.workers", "2", "--checkpoint.keep", "5"]) == 0
     assert "keep: 5" in (copied / "config.yaml").read_text()
+
+
+def test_a_run_is_resumed_in_a_renamed_folder_and_longer_training_is_another_run(trained, tmp_path, capsys):
+    shutil.copytree(trained[0] / "runs" / "tiny", tmp_path / "runs" / "other")
+    words = ["--config", str(trained[0] / "tiny.yaml"), "--runs", str(tmp_path / "runs"), "--name", "other"]
+    assert run("train", [*words, "--resume", "auto", "--check"]) == 0
+    capsys.readouterr()
+    assert run("train", [*words, "--resume", "auto", "--optim.epochs", "5"]) == 2
+    assert f"to train longer, begin another run that starts from this one: --name NAME --init.weights {tmp_path}" in (
+        one_line(capsys)
+    )
 
 
 def test_an_existing_run_is_never_written_into(trained, capsys):

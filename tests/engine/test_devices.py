@@ -19,7 +19,7 @@ def test_a_single_process_is_rank_0_whatever_is_left_over(monkeypatch):
     assert (devices.rank(), devices.world_size()) == (7, 8)
 
 
-@pytest.mark.parametrize("text", ["eight", "-1", "1e3", "8 8", "²"])
+@pytest.mark.parametrize("text", ["eight", "-1", "1e3", "8 8", "²", "9" * 5000])
 def test_a_variable_that_is_no_number_is_one_line(monkeypatch, text):
     monkeypatch.setenv("MS_WORKER_NUM", text)
     with pytest.raises(UsageError, match="^MS_WORKER_NUM: '.*' in the environment is not a number; unset it"):

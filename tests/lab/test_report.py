@@ -2,6 +2,7 @@
 in a browser, and measurements that are not true any more."""
 
 import base64
+import contextlib
 import json
 import re
 import shutil
@@ -19,8 +20,10 @@ from skipvit.lab.report import accuracy, page, speed, weights
 from skipvit.lab.report.figures import kept_figure
 from skipvit.lab.report.origin import save
 from skipvit.lab.report.page import Plot, Text, to_html, to_markdown, to_png
+from skipvit.lab.report.write import write_report
 from skipvit.lab.study import Arm, outcome, read_study
 from skipvit.lab.sweep import claimed
+from support.damage import mutated
 
 MODEL = {"name": "vit_tiny_patch16_224", "width": 64, "depth": 6, "heads": 2, "patch": 4, "image_size": 32}
 MODEL |= {"num_classes": 10}
@@ -349,7 +352,8 @@ def test_files_of_the_wrong_shape_are_one_line(sweep, complete, tmp_path, capsys
     text = (folder / name).read_text() if (folder / name).exists() else '[{"skipvit": "1"}]'
     wrong = [text[: len(text) // 2], "", "[1]", '"x"', "{}", '{"epochs": 4}', "\x00\xff"]
     if name.endswith("json"):
-        wrong += mutations(json.loads(text))
+        rng = np.random.default_rng(0)
+        wrong += [json.dumps(mutated(json.loads(text), rng)) for _ in range(8)]
     for content in wrong:
         (folder / name).write_text(content)
         assert run("report", [str(folder)]) in (0, 1, 2), content[:200]
@@ -357,26 +361,30 @@ def test_files_of_the_wrong_shape_are_one_line(sweep, complete, tmp_path, capsys
         assert "Traceback" not in err and len(err.splitlines()) <= 2 and len(err) < 2000, content[:200]
 
 
-def mutations(values, count=8):
-    """Text of a JSON value with one value in it, anywhere, replaced by another."""
-    places = []
+@pytest.mark.parametrize("name", ["bench.json", "weights.json"])
+def test_measurements_of_the_wrong_types_are_left_out_whatever_their_checksum(
+    sweep, complete, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(page, "to_png", lambda figure: b"png")
+    folder, rng = copied(sweep, tmp_path, ("dense", "skipvit"), (0,)), np.random.default_rng(1)
+    whole = json.loads((folder / name).read_text())
+    whole = {key: value for key, value in whole.items() if key not in ("origin", "date", "checksum")}
+    wrong = [json.loads(json.dumps(whole)) for _ in range(4)]
+    if name == "bench.json":
+        timed = [values["groups"][0]["variants"][1]["step"] for values in wrong]
+        timed[0]["speedup"], timed[1]["speedup_interval"], timed[2]["median_s"] = "fast", [1], {}
+        timed[2]["speedup_interval"], wrong[3]["load_before"] = None, {}
+    else:
+        rows = [values["dense_weights_routed"]["skipvit"][0] for values in wrong]
+        rows[0]["top1"], rows[1]["top1"], rows[2]["seed"], rows[3]["top1"] = "x", 1e300, [], None
+    for i, values in enumerate([*wrong, *(mutated(whole, rng) for _ in range(4))]):
+        with contextlib.suppress(ValueError):  # NaN is written by none of ours
+            save(folder / name, "cpu", values)
+        assert write_report(folder) and (i > 3 or f"{name} is left out" in report_text(folder)), values
 
-    def walk(value, place):
-        places.append(place)
-        pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        for key, below in pairs:
-            walk(below, (*place, key))
 
-    walk(values, ())
-    rng = np.random.default_rng(0)
-    others = [None, -1, 0, 1e400, "x", "$\\x$", [], {}, {"top1": "x"}, [None], True, 10**30]
-    for place in [places[i] for i in rng.permutation(len(places))[:count] if places[i]]:
-        copy = json.loads(json.dumps(values))
-        at = copy
-        for key in place[:-1]:
-            at = at[key]
-        at[place[-1]] = others[rng.integers(len(others))]
-        yield json.dumps(copy)
+def report_text(folder):
+    return (folder / "report" / "report.md").read_text()
 
 
 def test_names_that_mean_something_to_others_stay_names(tmp_path):

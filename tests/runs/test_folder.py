@@ -1,7 +1,9 @@
 """What a run writes beside its checkpoints: log lines, records, curves, TensorBoard events."""
 
 import json
+import os
 import struct
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -75,6 +77,25 @@ def test_curves_show_every_panel(folder):
         for column in range(3):
             panel = image[row * height // 2 : (row + 1) * height // 2, column * width // 3 : (column + 1) * width // 3]
             assert (panel < 200).mean() > 0.01
+
+
+def test_curves_that_cannot_be_drawn_stop_nothing(folder, capsys, monkeypatch):
+    show()
+    (folder.path / "curves.png").write_text("old")
+    for error in (OSError(28, "No space left on device"), ValueError("no glyph\nfor it")):
+        monkeypatch.setattr("skipvit.runs.folder.curves", Mock(side_effect=error))
+        folder.draw_curves(())
+        err = capsys.readouterr().err
+        assert "curves.png: not drawn (no glyph)" in err or "curves.png: not drawn (No space left" in err
+    assert (folder.path / "curves.png").read_text() == "old"
+
+
+def test_logs_that_are_no_files_are_a_warning(folder, capsys):
+    show()
+    os.mkfifo(folder.path / "metrics.jsonl")
+    folder.log(epoch(1))
+    assert "a line of the log could not be written (not a regular file)" in capsys.readouterr().err
+    assert read_records(folder.path) == []
 
 
 def test_tensorboard_that_is_not_installed_is_one_line(monkeypatch):

@@ -73,6 +73,16 @@ def test_records_are_epochs_in_order_without_torn_lines_and_later_values_win_tha
     assert records[2] == {"epoch": 3, "train_loss": 1.0, "lr": 0.1}
 
 
+def test_values_of_the_wrong_type_are_not_known(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"epoch": true}\n{"epoch": 1e400}\n{"epoch": "2"}\n{"epoch": 1, "val": [1]}\n'
+        '{"epoch": 3, "trained": 5, "phase": "a", "images_per_s": "x", "lr": NaN, "steps": 4, "best_top1": {},'
+        ' "val": {"dense": {"top1": 1.5, "loss": "x", "top5": null}, "routed": 7}}\n'
+    )
+    third = {"epoch": 3, "phase": "a", "steps": 4, "val": {"dense": {"top1": 1.5, "top5": None}}}
+    assert read_records(tmp_path) == [{"epoch": 1}, third]
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\0" * 100, b"\xff\xfe\n17\n[]\n{}\n", b'{"epoch": "x"}\n{"epoch": null}', b"[" * 100_000]
 )

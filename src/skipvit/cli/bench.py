@@ -8,6 +8,7 @@ from pathlib import Path
 from skipvit.cli.options import OneLineParser, batch_sizes, from_words
 from skipvit.measure.bench.variants import bench
 from skipvit.util.errors import UsageError
+from skipvit.util.files import replacing
 
 EPILOG = """The first config's dense forward is the baseline. Each config adds its other forwards, or the dense one if
 it has no other. Each runs in a process of its own, one at a time, in a new order every round; ratios are taken within a
@@ -51,5 +52,6 @@ def main(words: list[str]) -> None:
     result = bench(configs, o.rounds, o.mode, o.batch_sizes, o.parts, o.with_data, o.widest)
     print(json.dumps(result.as_dict(), allow_nan=False) if options.json else result.table())
     if options.out:
-        result.figure().savefig(options.out, dpi=110)
+        with replacing(Path(options.out)) as partial:
+            result.figure().savefig(partial, dpi=110)
     result.refuse_uncertain()

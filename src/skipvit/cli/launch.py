@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -95,9 +96,9 @@ def read_words(words: list[str]) -> argparse.Namespace:
 def cluster_of(options: argparse.Namespace) -> Cluster:
     """Raises UsageError."""
     count, nodes, node = options.devices, options.nnodes, options.node_rank
-    if not count.isdecimal() or int(count) < 1:
+    if not re.fullmatch(r"[0-9]{1,4}", count) or not int(count):
         raise UsageError(f"DEVICES: the number of devices on this machine, got '{count}' (see --help)")
-    if nodes < 1 or not 0 <= node < nodes:
+    if not 1 <= nodes < 10_000 or not 0 <= node < nodes:
         raise UsageError(f"--node_rank: {node} is not one of --nnodes {nodes} machines, which count from 0")
     if not 0 < options.master_port < 65536:
         raise UsageError(f"--master_port: {options.master_port} is not a port (1 to 65535)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from skipvit.lab.plan import NAME
 from skipvit.measure.cost import Cost, cost
 from skipvit.runs.run import Run
 from skipvit.util.errors import RunError, UsageError
-from skipvit.util.files import read_text
+from skipvit.util.files import read_json, read_text
 from skipvit.util.text import one_line
 
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
@@ -185,7 +184,8 @@ def read_study(folder: Path) -> Study:
     except FileNotFoundError:
         raise UsageError(f"{folder}: not the folder of a sweep, it has no sweep.json") from None
     except (OSError, ValueError) as error:
-        why = first_problem(error, SweepFile) if isinstance(error, ValidationError) else one_line(error)
+        known = getattr(error, "strerror", None) or one_line(error)
+        why = first_problem(error, SweepFile) if isinstance(error, ValidationError) else known
         raise UsageError(f"{path}: {why}; `skipvit sweep` writes it anew") from None
     failures = read_json(folder / FAILED)
     failed = {name: str(why) for name, why in failures.items()} if isinstance(failures, dict) else {}
@@ -204,11 +204,3 @@ def read_study(folder: Path) -> Study:
     if not arms:
         raise RunError(f"{folder}: no run of this sweep is finished yet; `skipvit sweep` goes on with it")
     return Study(folder, about, list(arms.values()), missing, failed)
-
-
-def read_json(path: Path) -> Any:
-    """None if there is no such file, or it is not JSON."""
-    try:
-        return json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError):
-        return None

@@ -134,7 +134,7 @@ class Sweep:
             if trial.seed != self.plan.trials[0].seed:  # of the first one the report draws epochs
                 config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"keep": 1})})
             result[trial.name] = self.folder / "configs" / f"{trial.name}.yaml"
-            result[trial.name].write_text(to_yaml(config), encoding="utf-8")
+            write_whole(result[trial.name], to_yaml(config))
         return result
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import mindspore  # noqa: F401  whose messages are of an older protobuf: it must choose the implementation
+
 from skipvit.util.errors import UsageError
 
 try:

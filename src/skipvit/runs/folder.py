@@ -19,8 +19,9 @@ from skipvit.runs.curves import curves
 from skipvit.runs.events import Events
 from skipvit.runs.run import read_records
 from skipvit.util.errors import UsageError
-from skipvit.util.files import lock, make_folder, read_json, replacing, write_whole
+from skipvit.util.files import append_line, lock, make_folder, read_json, replacing, write_whole
 from skipvit.util.log import log
+from skipvit.util.text import one_line
 
 
 class RunFolder:
@@ -124,9 +125,7 @@ class RunFolder:
             return
         path = self.path / "metrics.jsonl"
         try:
-            torn = path.exists() and not _ends_with_newline(path)  # a run that was killed in mid-line
-            with open(path, "a", encoding="utf-8") as file:
-                file.write("\n" * torn + json.dumps(_finite(record), allow_nan=False) + "\n")
+            append_line(path, json.dumps(_finite(record), allow_nan=False))
             if self.events is not None:
                 self.events.add(record)
         except OSError as error:
@@ -140,9 +139,9 @@ class RunFolder:
         if self.writes:
             try:
                 with replacing(self.path / "curves.png") as partial:
-                    curves(read_records(self.path), phases).savefig(partial, dpi=110)
-            except OSError as error:
-                self.warn(f"{self.path / 'curves.png'}: not written ({error.strerror})")
+                    curves(read_records(self.path), phases).savefig(partial, dpi=110, format="png")
+            except Exception as error:  # no figure stops a training, whatever it fails for
+                self.warn(f"{self.path / 'curves.png'}: not drawn ({one_line(error)})")
 
 
 def versions() -> dict[str, str]:
@@ -153,13 +152,6 @@ def versions() -> dict[str, str]:
         "numpy": numpy.__version__,
         "python": platform.python_version(),
     }
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 1))
-        return file.read() in (b"\n", b"")
 
 
 def _finite(value):

@@ -21,6 +21,8 @@ from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import is_locked, read_json, read_text
 from skipvit.util.log import log
 
+MOST = 1e18  # of a number in a log
+
 
 class Run:
     """The folder of a run: what it was to be, what it has reached, its network.
@@ -175,13 +177,30 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         lines = read_text(folder / "metrics.jsonl", errors="replace").splitlines()
     except OSError:
         return []
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except (ValueError, RecursionError):
-            continue  # a line that a killed run left unfinished
-    return by_epoch(record for record in records if isinstance(record, dict) and isinstance(record.get("epoch"), int))
+    return by_epoch(record for record in map(_record, lines) if record)
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """An epoch's line of the log, its values as far as they are of their types; None for a line that is none, e.g. one
+    that a killed run left unfinished."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not _is_number(found.get("epoch"), int):
+        return None
+    words = ("phase", "trained")
+    result = {k: v for k, v in found.items() if (_is_number(v) and k not in words) or v is None}
+    result |= {name: found[name] for name in words if isinstance(found.get(name), str)}
+    if isinstance(found.get("val"), dict):
+        scores = {name: scores for name, scores in found["val"].items() if isinstance(scores, dict)}
+        result["val"] = {name: {k: v for k, v in s.items() if _is_number(v) or v is None} for name, s in scores.items()}
+    return result
+
+
+def _is_number(value: Any, kind: type = object) -> bool:
+    """Whether it is one that a log can have: finite, of the kind if that matters, and no truth value."""
+    return type(value) in (int, float) and isinstance(value, kind) and abs(value) < MOST
 
 
 def by_epoch(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

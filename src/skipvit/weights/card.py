@@ -15,7 +15,7 @@ from skipvit.models.layers import PIXEL_MEAN, PIXEL_STD
 from skipvit.runs.folder import versions
 from skipvit.runs.trained import Trained
 from skipvit.util.errors import RunError, UsageError
-from skipvit.util.files import read_text
+from skipvit.util.files import read_json
 from skipvit.util.text import printable, table
 
 LICENCE = "code: Apache-2.0; weights: not stated, mind the terms of the images they learnt from"
@@ -112,11 +112,9 @@ def _training_versions(trained: Trained) -> dict[str, str] | None:
     """Versions of the run's latest start, without what it says of the machine."""
     if trained.run is None:
         return None
-    try:
-        latest = json.loads(read_text(trained.run.path / "versions.json"))[-1]
-        return {name: str(latest[name]) for name in versions() if name in latest}
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    starts = read_json(trained.run.path / "versions.json")
+    latest = starts[-1] if isinstance(starts, list) and starts else None
+    return {name: str(latest[name]) for name in versions() if name in latest} if isinstance(latest, dict) else None
 
 
 def shareable(config: Config) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 from skipvit.lab.intervals import paired
 from skipvit.lab.report.figures import Curves, curves_figure, seeds_figure
 from skipvit.lab.report.page import Block, Heading, Plot, Table, Text
-from skipvit.lab.study import Arm, Study, read_json
+from skipvit.lab.study import Arm, Study
 from skipvit.lab.sweep import SOURCE
+from skipvit.util.files import read_json
 from skipvit.util.text import counted
 
 MOST = 1e12  # numbers that a figure still shows

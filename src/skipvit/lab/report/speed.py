@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from skipvit.config.config import Config
 from skipvit.config.groups import OptimConfig
@@ -72,6 +74,43 @@ class Step:
     sure: bool = True
 
 
+Positive = Annotated[float, Field(gt=0, lt=1e12)]
+
+
+class Timed(BaseModel):
+    """A step in `bench.json`; the dense one has no speed-up."""
+
+    median_s: Positive
+    speedup: Positive | None = None
+    speedup_interval: tuple[Positive, Positive] | None = None
+
+
+class Row(BaseModel):
+    batch_size: int = Field(gt=0)
+    step: Timed
+    peak_memory_bytes: int = Field(ge=0)
+
+
+class Group(BaseModel):
+    """A network's dense step and others that were timed with it."""
+
+    network: str
+    device: str
+    steps: list[str]
+    variants: list[Row] = Field(min_length=1)
+
+
+class BenchFile(BaseModel):
+    """What a report reads of `bench.json`."""
+
+    date: str
+    cores: int
+    load_before: float = Field(ge=0, lt=1e12)
+    rounds: int
+    widest: Positive
+    groups: list[Group] = Field(min_length=1)
+
+
 Steps = dict[str, Step]  # by forward, of those that an arm trains and of the dense one, which is the first
 Speeds = dict[str, Steps]  # by an arm's label
 
@@ -114,7 +153,8 @@ def read(study: Study, device: str) -> tuple[tuple[str, ...], Speeds, list[str]]
     """What `measure` wrote: lines about it, by label the steps of the arms that it covers, why it is left out if it
     is."""
 
-    def parse(bench: dict[str, Any]) -> tuple[tuple[str, ...], Speeds]:
+    def parse(content: dict[str, Any]) -> tuple[tuple[str, ...], Speeds]:
+        bench = BenchFile.model_validate(content).model_dump()
         found = {arm.label: _steps(bench, arm) for arm in study.arms}
         return (*IDEAL, _about(bench), *MEASURED), {label: steps for label, steps in found.items() if steps}
 

@@ -120,7 +120,7 @@ def read(study: Study, device: str) -> tuple[Matrix, Kept, list[str]]:
         for arm in study.arms:
             values = [v for v in found["dense_weights_routed"].get(arm.label, []) if still_true(study.dense_of(arm), v)]
             if values:
-                matrix[arm.label] = mean_of(value["top1"] for value in values)
+                matrix[arm.label] = mean_of(_percent(value["top1"]) for value in values)
             drawn = found["kept"].get(arm.label)
             if drawn and still_true(arm, drawn):
                 kept[arm.label] = base64.b64decode(drawn["png"])
@@ -133,6 +133,12 @@ def read(study: Study, device: str) -> tuple[Matrix, Kept, list[str]]:
             f"{FILE}: trained since, and so left out: {', '.join(sorted(since))}; `--weights` measures again."
         )
     return matrix, kept, left_out
+
+
+def _percent(value: float) -> float:
+    if not 0 <= value <= 100:  # nor is a NaN
+        raise ValueError(f"{value} is no percentage")
+    return value
 
 
 def weights_blocks(study: Study, matrix: Matrix, kept: Kept) -> list[Block]:
