@@ -3,30 +3,29 @@
     python benchmarks/mutated_configs.py --count 300
 
 One to three keys of a small run get a value from a list of plausible and absurd ones, or the file's text is damaged.
-Exit code 1 if one did neither.
+It is checked (`--check`), every tenth is trained.
+Every third file is YAML that is no configuration at all (bombs of aliases, deep nesting, tags, values that are none,
+other encodings) or no text file; it is read as a run's, as a plan or on the command line. Exit code 1 if one did
+neither.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import os
 import random
 import sys
 import tempfile
-import traceback
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-os.environ.setdefault("GLOG_v", "4")
-
+import numpy as np
 import yaml
-from tqdm import tqdm
+from one_line import End, attempt, run_all
 
-from skipvit.cli import run
 from skipvit.config.config import Config
+from support.damage import CONTENTS, PLACES, damage
 
 BASE = {
     "name": "run",
@@ -174,41 +173,73 @@ def misspelt(word: str, chance: random.Random) -> str:
     return word[:place] + chance.choice("aeiou_") + word[place + 1 :]
 
 
-def attempt(text: str, folder: Path) -> tuple[str, str]:
-    """What a configuration comes to: `ran`, `refused` or `WRONG`, and the line or the traceback."""
-    (folder / "run.yaml").write_text(text, encoding="utf-8")
-    out, err = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = run("train", ["--config", str(folder / "run.yaml"), "--runs", str(folder / "runs")])
-    except BaseException:
-        return "WRONG", traceback.format_exc()
-    # Warnings of libraries go to stderr too; what matters is one line that says error.
-    lines = [line for line in err.getvalue().splitlines() if line.startswith(("error", "Traceback"))]
-    if code == 0 and not lines:
-        return "ran", ""
-    if code in (1, 2) and len(lines) == 1 and lines[0].startswith("error: "):
-        return "refused", lines[0]
-    return "WRONG", f"exit code {code}\n{err.getvalue()}"
+NINE = ",".join(["x"] * 9)
+LETTERS = list(zip("abcdefgh", "bcdefghi"))
+BOMB = f"a: &a [{NINE}]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in LETTERS)
+MERGES = "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [{','.join([f'*{a}'] * 9)}]}}\n" for a, b in LETTERS)
+# Where a value could stand.
+VALUES = r"""2024-13-45;0x_;0b_;!!int abc;!!bool maybe;!!float x;!!timestamp x;!!binary '=';!!set x;!!map x;!!null x
+!x y;!!python/object:os.system x;!!int '';!!omap [a];*nowhere;&a [*a];&a {b: *a};1e400;.nan;-.inf;12:30:45;~;y;|;? x
+';@;`;"\ud800";"\0";"\e[31m\n";2001-01-01 99:99:99;{<<: 1};{<<: [[1]]};%x;{[a]: 1};{a: 1, a: 2};=;<<""".replace(
+    "\n", ";"
+)
+VALUES = VALUES.split(";") + ["9" * 5000, "0x" + "f" * 6000, "1:" * 3000 + "1", "[" * 20_000, "[" * 60 + "]" * 60]
+VALUES += ["{a: " * 9000, "- " * 9000, "k" * 5000, '"' + "x" * 5000 + '"']
+TEXTS = [BOMB, MERGES, "a: 1\n---\nb: 2\n", "%YAML 9.9\n---\na: 1\n", "? " * 9000, "x" * 300_000, "#" * 300_000]
+ENCODINGS = ["utf-16", "utf-32", "latin-1", "utf-8-sig", "utf-7"]
+READERS = (
+    ["train", "--config", "run.yaml", "--runs", "runs", "--check"],
+    ["cost", "--config", "run.yaml"],
+    ["sweep", "run.yaml", "--runs", "runs", "--dry-run"],
+    ["eval", "--config", "run.yaml", "--weights", "none.ckpt"],
+)
+
+
+def damaged(path: Path, chance: random.Random) -> list[str]:
+    """Write YAML that is no configuration; returns the command line that reads it."""
+    key = ".".join(chance.choice(keys()))
+    kind, value = chance.randrange(5), chance.choice(VALUES)
+    text = yaml.safe_dump(BASE)
+    if kind == 0:
+        damage(path, chance.choice([*CONTENTS, *PLACES]), np.random.default_rng(chance.randrange(1000)))
+    elif kind == 1:
+        path.write_bytes(chance.choice(TEXTS).encode())
+    elif kind == 2:
+        path.write_bytes((text + "title: é\n").encode(chance.choice(ENCODINGS)))
+    elif kind == 3:
+        path.write_text(text)
+        return [*READERS[0], f"--{chance.choice(('routes', 'phases', 'imports', 'eval.forwards', key))}", value]
+    else:
+        lines = text.splitlines()
+        at = chance.randrange(len(lines))
+        lines[at] = f"{lines[at].partition(':')[0]}: {value}"
+        path.write_text("\n".join(lines))
+    return chance.choice(READERS)
+
+
+def ends(count: int, seed: int, train: bool) -> Iterator[tuple[str, End]]:
+    for number in range(count):
+        chance = random.Random(seed * 1_000_000 + number)
+        with tempfile.TemporaryDirectory() as name:
+            os.chdir(name)
+            path = Path("run.yaml")
+            if number % 3 == 0:
+                words = damaged(path, chance)
+            else:
+                path.write_text(mutated(chance), encoding="utf-8")
+                words = READERS[0][:-1] if train or number % 10 == 5 else READERS[0]
+            label = path.read_text(errors="replace")[:2000] if path.is_file() else "no file"
+            yield f"{number}: {ascii(words)[:200]} {ascii(label)}", attempt(words)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", action="store_true", help="train with all that can be, not with every tenth")
     parser.add_argument("--show", action="store_true", help="print every refusal")
     options = parser.parse_args()
-    tally: Counter = Counter()
-    for number in tqdm(range(options.count), disable=None, unit="config"):
-        text = mutated(random.Random(options.seed * 1_000_000 + number))
-        with tempfile.TemporaryDirectory() as name:
-            what, line = attempt(text, Path(name))
-        tally[what] += 1
-        if what == "WRONG" or options.show and line:
-            print(f"{number}: {line}" + (f"\n{text}" if what == "WRONG" else ""), flush=True)
-    said = f"{tally['ran']} ran, {tally['refused']} were refused in one line, {tally['WRONG']} did neither"
-    print(f"{options.count} configurations: {said}")
-    return 1 if tally["WRONG"] else 0
+    return run_all(ends(options.count, options.seed, options.train), options.count, "configurations", options.show)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Short forms of the long checks in benchmarks/: kills at random moments, mutated configurations."""
+"""Short forms of the long checks in benchmarks/: kills at random moments, mutated configurations, hostile words and
+files."""
 
 import subprocess
 import sys
@@ -22,4 +23,10 @@ def test_runs_that_are_killed_and_resumed_end_bit_identical():
 
 @pytest.mark.slow
 def test_mutated_configurations_run_or_are_refused_in_one_line():
-    assert ", 0 did neither" in check(BENCHMARKS / "mutated_configs.py", "--count", 24, "--seed", 1)
+    assert ", 0 did neither" in check(BENCHMARKS / "mutated_configs.py", "--count", 60, "--seed", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["hostile_command_lines.py", "hostile_run_folders.py", "hostile_files.py"])
+def test_hostile_words_and_files_do_their_work_or_are_refused_in_one_line(script):
+    assert ", 0 did neither" in check(BENCHMARKS / script, "--count", 40, "--seed", 1)

@@ -45,6 +45,16 @@ def test_every_recipe_is_valid_and_named_as_its_file(path):
     assert config.name in (path.stem, path.stem.removesuffix("_cpu"))
 
 
+def test_a_file_that_is_like_none_has_no_neighbour(tmp_path):
+    (tmp_path / "twice.yaml").touch()
+    with pytest.raises(UsageError, match="quixotry.yaml: no such config file$"):
+        load_config(tmp_path / "quixotry.yaml")
+
+
+def test_fine_tuning_has_the_drop_path_of_evits_script():
+    assert load_config("finetune_skipvit_small_imagenet.yaml").model.drop_path == 0.1
+
+
 def test_recipes_come_in_pairs_that_differ_in_their_routes_only():
     by_name = {path.stem: load_config(path) for path in CONFIGS}
     names = [name for name in by_name if name.startswith("skipvit_")]
@@ -318,6 +328,7 @@ def test_only_regular_text_files_are_read(tmp_path):
         (["--routes", "a: &a [*a]"], "routes: more than 100,000 values once its aliases are written out"),
         (["--routes", "[{start: 1, end: 3, fuze: true}]"], "routes.0.fuze is not a key; did you mean fuse?"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file"),
+        (["--config", "folder/vit_smal_imagenet.yml"], "vit_smal_imagenet.yml: no such config file; did you mean vit_"),
         (["--config", "skipvit_smal_imagenet.yaml"], "no such config file; did you mean skipvit_small_imagenet.yaml?"),
     ],
 )

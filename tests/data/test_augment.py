@@ -207,6 +207,23 @@ def test_broken_exactly_where_pillow_fails(kind, damage):
     assert broken > 10 or damage == "overwritten"
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF"])
+def test_the_documented_formats_are_opened(kind):
+    image = Image.new("RGB", (40, 30), (200, 100, 50))
+    file = io.BytesIO()
+    image.save(file, kind)
+    assert np.abs(np.asarray(decode(file.getvalue()), int) - np.asarray(image)).max() < 12
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA", "PCX", "SGI", "ICNS", "DDS"])
+def test_no_other_format_is_opened(kind):
+    """For an EPS Pillow would start Ghostscript."""
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 100, 50)).save(file, kind)
+    with pytest.raises(BrokenImage, match="cannot identify image file"):
+        decode(file.getvalue())
+
+
 def test_reasons_are_one_line():
     reasons = {b"": "empty file", b"no image": "cannot identify image file"}
     for data, reason in reasons.items():

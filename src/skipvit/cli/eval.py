@@ -10,7 +10,7 @@ from skipvit.cli.options import OneLineParser, from_words
 from skipvit.cli.trained import add_weights, checkpoint_of, config_of, run_of
 from skipvit.config.config import Config
 from skipvit.util.errors import UsageError
-from skipvit.util.text import table
+from skipvit.util.text import printable, table
 
 EPILOG = """examples:
   python eval.py runs/skipvit_mini_shapes                the newest checkpoint of a run
@@ -67,4 +67,4 @@ def as_text(result: dict) -> str:
             numbers = f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['loss']:.3f}", f"{row['images_per_s']:.0f}"
             rows.append((name, *numbers, note))
     head = ("", "top-1 %", "top-5 %", "loss", "images/s", "")
-    return f"{result['checkpoint']}\n{table(rows, head, '<>>>><')}"
+    return f"{printable(result['checkpoint'])}\n{table(rows, head, '<>>>><')}"

@@ -63,7 +63,7 @@ def main(words: list[str]) -> None:
     found, shown, bad = [], [], {}
     classes, top = source.classes, min(options.top, config.model.num_classes)
     if not options.json:
-        print(source.describe(), flush=True)
+        print(printable(source.describe()), flush=True)
     for prediction in predict(source, options.inputs, top, options.batch_size, bad):
         if show and len(shown) < MOST_SHOWN:
             shown.append(prediction)

@@ -14,7 +14,7 @@ from skipvit.config.overrides import over
 from skipvit.routing.spec import Route
 from skipvit.util.errors import UsageError
 from skipvit.util.files import open_regular
-from skipvit.util.text import nearest, shortened
+from skipvit.util.text import meant, nearest, shortened
 from skipvit.util.yaml_text import LONGEST, parse
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -80,8 +80,7 @@ def read_yaml(
         with open_regular(path) as file:
             values = parse(file.read(MOST_BYTES).decode("utf-8"))
     except FileNotFoundError:
-        others = [*map(str, path.parent.glob("*.yaml")), *list_recipes()]
-        raise UsageError(f"{path}: no such config file" + nearest(str(path), others)) from None
+        raise UsageError(f"{path}: no such config file{_nearest_file(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as a text file ({getattr(error, 'strerror', 'not UTF-8')})") from None
     except ValueError as error:
@@ -89,6 +88,13 @@ def read_yaml(
     if not isinstance(values or {}, dict) or not all(isinstance(key, str) for key in values or {}):
         raise UsageError(f"{path}: {about}")
     return values or {}
+
+
+def _nearest_file(path: Path) -> str:
+    """As `nearest`, of configurations beside a file that is not there, and of recipes."""
+    others = {Path(name).stem: name for name in [*list_recipes(), *map(str, path.parent.glob("*.yaml"))]}
+    found = meant(path.stem, others)
+    return f"; did you mean {others[found]}?" if found else ""
 
 
 def first_problem(error: ValidationError, model: type[BaseModel] = Config) -> str:

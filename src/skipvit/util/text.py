@@ -101,7 +101,13 @@ def size(count: float) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` if one of the known words is likely meant, else nothing.
+    """`; did you mean X?` if one of the known words is likely meant, else nothing. See `meant`."""
+    found = meant(word, known)
+    return f"; did you mean {found}?" if found else ""
+
+
+def meant(word: str, known: Iterable[str]) -> str | None:
+    """Which one of the known words is likely meant, if any.
 
     The last part of a dotted key counts first, written out or by its initials: `--lr` and `learning_rate` mean
     `--optim.lr`.
@@ -116,7 +122,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, same_end or known, n=1, cutoff=0 if same_end else 0.6) or [
         ends[e][0] for e in difflib.get_close_matches(end, ends, n=1, cutoff=0.7)
     ]
-    return f"; did you mean {close[0]}?" if close else ""
+    return close[0] if close else None
 
 
 def _end(name: str) -> str:

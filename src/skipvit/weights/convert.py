@@ -7,6 +7,7 @@ from pathlib import Path
 
 from skipvit.models.vit_spec import ViTSpec
 from skipvit.util.errors import UsageError
+from skipvit.util.text import printable
 from skipvit.weights.files import OURS, TIMM, read_weights, write_weights
 from skipvit.weights.layout import check
 
@@ -36,8 +37,8 @@ def convert(source: Path, target: Path) -> str:
     spec = check(found.arrays, ANY, timm, source)
     write_weights(spec.from_timm(found.arrays) if timm else spec.to_timm(found.arrays), target)
     lines = [
-        f"{target}: {spec.parameters():,} parameters, depth {spec.depth}, width {spec.width}, patch {spec.patch}, "
-        f"image {spec.image_size}, {spec.num_classes} classes"
+        f"{printable(str(target))}: {spec.parameters():,} parameters, depth {spec.depth}, width {spec.width}, "
+        f"patch {spec.patch}, image {spec.image_size}, {spec.num_classes} classes"
     ]
     if found.widened:
         lines.append(f"widened to float32: {found.widened} arrays of 16 bits")
