@@ -10,9 +10,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from skipvit.cli import run
 from skipvit.cli.options import OneLineParser, from_words
 from skipvit.config.config import Config, to_yaml
 from skipvit.config.reading import load_config
+from skipvit.data.open import open_source
 from skipvit.models.arithmetic import forward_macs
 from skipvit.routing.spec import Route
 from skipvit.util.errors import UsageError
@@ -37,6 +39,25 @@ def read(tmp_path, values, words=()):
     parser = OneLineParser(prog="train.py")
     parser.add_argument("--config", default=str(path))
     return from_words(parser, list(words))[0]
+
+
+def test_a_home_is_written_out_in_every_path(tmp_path, monkeypatch, capsys):
+    """A shell leaves `~` as it is in --config=~/run.yaml, in quotes, and of course in a file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("name: mine\ndata: {kind: image_folder, path: ~/images}\n")
+    assert load_config("~/run.yaml").name == "mine"
+    for words in (["--config=~/run.yaml"], ["--config", "~/run.yaml"], ["--config", "~nobody_x/run.yaml"]):
+        code = run("cost", words)
+        assert code == (2 if "~nobody_x/run.yaml" in words else 0), capsys.readouterr().err
+    assert "~nobody_x/run.yaml: no such config file" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=f"^data.path: {tmp_path}/images/train is not a folder"):
+        open_source(load_config("~/run.yaml"), "train")
+
+
+def test_a_pipe_is_no_config(tmp_path):
+    os.mkfifo(tmp_path / "run.yaml")
+    with pytest.raises(UsageError, match="run.yaml: cannot be read as a text file .not a regular file."):
+        load_config(tmp_path / "run.yaml")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

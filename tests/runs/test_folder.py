@@ -62,6 +62,14 @@ def test_a_log_that_cannot_be_written_is_a_warning(folder, capsys):
     assert "warning: " in capsys.readouterr().err and read_records(folder.path) == []
 
 
+def test_a_pipe_in_the_place_of_the_log_is_a_warning(folder, capsys):
+    """Nobody reads from it: whoever opens it to write would wait for ever."""
+    show()
+    os.mkfifo(folder.path / "metrics.jsonl")
+    folder.log(epoch(1))
+    assert "warning: " in capsys.readouterr().err and read_records(folder.path) == []
+
+
 def test_curves_show_every_panel(folder):
     for number in (1, 2, 3):
         folder.log(epoch(number, lr=0.1, images_per_s=100.0, loss_scale=2.0**number, overflows=number))

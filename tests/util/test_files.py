@@ -17,6 +17,7 @@ from skipvit.util.files import (
     open_regular,
     read_text,
     replacing,
+    rotate,
     write_whole,
 )
 
@@ -104,9 +105,26 @@ def test_pipes_and_devices_are_no_files(tmp_path):
         assert isinstance(in_time(append_line, tmp_path / os.fsdecode(path), "x"), OSError)
     for name in ("a\0b", "a\ud800"):
         assert isinstance(in_time(open_regular, name), OSError)
+        assert isinstance(in_time(open_regular, path, "ab"), OSError)
     assert isinstance(in_time(open_regular, loop), OSError)
     assert isinstance(in_time(lock, pipe, "taken"), UsageError)
     assert in_time(is_locked, pipe) is None
+
+
+def test_what_is_added_to_a_file_and_one_that_is_not_there_yet(tmp_path):
+    for word in (b"one ", b"two"):
+        with open_regular(tmp_path / "log", "ab") as file:
+            file.write(word)
+    assert (tmp_path / "log").read_bytes() == b"one two"
+
+
+def test_a_pipe_in_the_way_of_a_file_that_is_replaced_or_a_log_that_is_begun(tmp_path):
+    os.mkfifo(tmp_path / ".partial.about.json")
+    assert in_time(write_whole, tmp_path / "about.json", "new") is None
+    assert os.listdir(tmp_path) == ["about.json"] and read_text(tmp_path / "about.json") == "new"
+    os.mkfifo(tmp_path / "worker_0.log")
+    assert in_time(rotate, tmp_path / "worker_0.log") is None
+    assert sorted(os.listdir(tmp_path)) == ["about.json", "worker_0.log.1"]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

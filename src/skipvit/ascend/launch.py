@@ -16,7 +16,7 @@ from skipvit.ascend.ranks import End, Job, Member, end
 from skipvit.util import processes
 from skipvit.util.cores import ascend_devices, cores
 from skipvit.util.errors import RunError, UsageError
-from skipvit.util.files import locked, make_folder, rotate
+from skipvit.util.files import locked, make_folder, open_regular, rotate
 from skipvit.util.signals import stop_signals
 from skipvit.util.text import counted
 
@@ -218,7 +218,7 @@ def common_variables(cluster: Cluster, own_cores: set[int] | None = None) -> dic
 
 
 def _start(words: list[str], variables: dict[str, str], log: Path, inherits: int) -> subprocess.Popen:
-    with open(log, "wb") as file:
+    with open_regular(log, "ab") as file:
         return subprocess.Popen(
             processes.command(*words),
             stdin=subprocess.DEVNULL,

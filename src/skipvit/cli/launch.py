@@ -64,11 +64,7 @@ def main(words: list[str]) -> int:
     else:
         shard = Shard(cluster.devices()[0].rank, cluster.world_size)
         training.check(config, run.runs, run.resume, shard)
-    log_dir = (
-        options.log_dir.expanduser()
-        if options.log_dir
-        else Path("logs") / (f"{config.name}_eval" if options.eval else config.name)
-    )
+    log_dir = options.log_dir or Path("logs") / (f"{config.name}_eval" if options.eval else config.name)
     print(f"{counted(cluster.count, 'process', 'processes')}, output in {log_dir}", flush=True)
     what = ["eval" if options.eval else "train", *options.words]
     end = launch.launch(what, cluster, log_dir, saves=not options.eval, show=partial(print, flush=True))
@@ -103,5 +99,4 @@ def cluster_of(options: argparse.Namespace) -> Cluster:
     if not 0 < options.master_port < 65536:
         raise UsageError(f"--master_port: {options.master_port} is not a port (1 to 65535)")
     where = (options.master_addr, options.master_port)
-    table = options.rank_table.expanduser() if options.rank_table else None
-    return Cluster(int(count), nodes, node, *where, table, options.bind_core)
+    return Cluster(int(count), nodes, node, *where, options.rank_table, options.bind_core)

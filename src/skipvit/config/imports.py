@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from skipvit.util.files import expanded
 from skipvit.util.text import one_line
 
 
@@ -19,7 +20,7 @@ def import_files(paths: Any) -> list[str]:
     names = [paths] if isinstance(paths, str) else paths
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"imports: a list of Python files, got {paths!r}")
-    return [str(_import(Path(name).expanduser().resolve(), f"imports.{i}")) for i, name in enumerate(names)]
+    return [str(_import(expanded(name).resolve(), f"imports.{i}")) for i, name in enumerate(names)]
 
 
 def _import(path: Path, key: str) -> Path:

@@ -13,7 +13,7 @@ from skipvit.config.groups import PhaseConfig
 from skipvit.config.overrides import over
 from skipvit.routing.spec import Route
 from skipvit.util.errors import UsageError
-from skipvit.util.files import open_regular
+from skipvit.util.files import expanded, open_regular
 from skipvit.util.text import meant, nearest, shortened
 from skipvit.util.yaml_text import LONGEST, parse
 
@@ -24,7 +24,7 @@ MOST_BYTES = 4 * LONGEST + 1  # of a file: a device's content never ends
 def recipe(name: str | Path) -> Path:
     """A configuration's file: as it is named, or below `configs` in the current folder, or the shipped one of that
     name."""
-    path = Path(name)
+    path = expanded(name)
     candidates = (path, Path("configs") / path, RECIPES / str(path).removeprefix("configs/"))
     return next((candidate for candidate in candidates if candidate.is_file()), path)
 

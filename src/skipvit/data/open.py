@@ -22,6 +22,7 @@ from skipvit.data.sources.image_folder import open_split
 from skipvit.data.sources.mindrecord import open_mindrecord
 from skipvit.data.sources.shapes import CLASSES, generate
 from skipvit.util.errors import RunError
+from skipvit.util.files import expanded
 
 
 def open_source(config: Config, split: str, index: Path | None = None, classes: Sequence[str] | None = None) -> Source:
@@ -59,7 +60,7 @@ def _opened(config: Config, split: str, index: Path | None) -> Source:
         count = data.train_size if split == "train" else data.val_size
         images = generate(count, seed=config.seed, split=split)
         return Arrays(images.images, images.labels, CLASSES)
-    folder = Path(data.path or "")
+    folder = expanded(data.path or "")
     if data.kind == "image_folder":
         return open_split(folder, split, index)
     return open_mindrecord(folder, split) if data.kind == "mindrecord" else open_cifar(folder, data.kind, split)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from skipvit.lab.plan import Trial
 from skipvit.runs.run import Run, read_records
 from skipvit.util.errors import RunError, Stopped, UsageError
-from skipvit.util.files import is_locked, write_whole
+from skipvit.util.files import is_locked, open_regular, write_whole
 from skipvit.util.processes import SAVED, SAVES_WITHIN_S, command, followed_environment, signal_name
 from skipvit.util.signals import stop_signals
 from skipvit.util.text import MOST_OF_A_LINE, duration, one_line, printable
@@ -155,8 +156,8 @@ class Jobs:
         path = self.folder / "logs" / f"{trial.name}.log"
         try:
             path.parent.mkdir(exist_ok=True)
-            with open(path, "ab") as log:
-                begins = log.tell()
+            with open_regular(path, "ab") as log:
+                begins = log.seek(0, os.SEEK_END)
                 process = subprocess.Popen(
                     command("train", *words),
                     stdin=subprocess.DEVNULL,

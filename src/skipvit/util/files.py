@@ -15,6 +15,11 @@ from typing import Any, BinaryIO
 from skipvit.util.errors import UsageError
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with a leading `~` or `~user` as that user's home; as it is where there is no such user."""
+    return Path(os.path.expanduser(path))
+
+
 def make_folder(path: Path, what: str, option: str) -> None:
     """Raises UsageError if a folder is not there and cannot be made; the line names the option that chooses it."""
     try:
@@ -34,6 +39,8 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: it cannot be written. What had been written is removed, the old file is left as it was.
     """
     partial = path.with_name(f".partial.{path.name}")
+    with suppress(OSError):  # a pipe would wait for a reader, a link would be followed
+        partial.unlink()
     try:
         yield partial
         flush(partial)
@@ -57,9 +64,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def rotate(path: Path, keep: int = 3) -> None:
     """Move a log out of the way of a new one: `worker_0.log` becomes `worker_0.log.1`, that `.2`, up to `keep`."""
     old = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, keep + 1))]
-    if path.exists() and path.stat().st_size:
+    if os.path.lexists(path) and not (path.is_file() and path.stat().st_size == 0):
         for younger, older in reversed(list(zip(old, old[1:]))):
-            if younger.exists():
+            if os.path.lexists(younger):
                 younger.replace(older)
 
 
@@ -72,21 +79,25 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def open_regular(path: str | bytes | Path) -> BinaryIO:
-    """Open a file to read bytes. A pipe, which would wait, or a device, which may never end, is refused.
+def open_regular(path: str | bytes | Path, mode: str = "rb") -> BinaryIO:
+    """Open a file of bytes. A pipe, which would wait, or a device, which may never end, is refused.
+
+    Args:
+        mode: `rb`, or `ab` to add to a file, which need not be there.
 
     Raises:
         OSError: no such file, no permission, or not a regular file.
     """
-    # Without O_NONBLOCK the opening of a pipe waits for somebody who writes.
+    flags = os.O_RDONLY if mode == "rb" else os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    # Without O_NONBLOCK the opening of a pipe waits for somebody at its other end.
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except ValueError:  # a NUL in it, or what no file system can store
         raise OSError(errno.EINVAL, "not a possible name of a file", os.fspath(path)) from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
-    return os.fdopen(handle, "rb")
+    return os.fdopen(handle, mode)
 
 
 def read_bytes(path: str | bytes | Path) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from skipvit.models.vit_spec import ViTSpec
 from skipvit.util.errors import UsageError
+from skipvit.util.files import expanded
 from skipvit.util.text import printable
 from skipvit.weights.files import OURS, TIMM, read_weights, write_weights
 from skipvit.weights.layout import check
@@ -24,7 +25,7 @@ def convert(source: Path, target: Path) -> str:
         UsageError: other endings, no source, an existing target, no folder for it.
         RunError: the source is damaged or not a ViT's, or the target cannot be written; nothing is left behind.
     """
-    source, target = Path(source), Path(target)
+    source, target = expanded(source), expanded(target)
     if {source.suffix, target.suffix} != {TIMM, OURS}:
         raise UsageError(f"{source} to {target}: nothing to convert; one must end in {TIMM}, the other in {OURS}")
     if not os.path.lexists(source):

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from skipvit.runs.run import Run, trained_of
 from skipvit.runs.trained import Trained, in_batches
 from skipvit.util.errors import RunError, UsageError
+from skipvit.util.files import expanded
 from skipvit.util.log import log
 from skipvit.util.text import one_line
 from skipvit.weights import onnx
@@ -76,7 +77,7 @@ def export(
         if trained.run is None:
             raise UsageError("out: name the folder to write, as these weights belong to no run")
         out = trained.run.path / "export"
-    folder = Path(out)
+    folder = expanded(out)
     stem = trained.config.name
     if to != "safetensors":
         stem += f"_{trained.forward}" + ("_float32" if input == "float32" else "")

@@ -76,7 +76,7 @@ class MindRecord:
         """
         shard, _ = self._place(i)
         size = int(self.sizes[i])
-        with open(shard, "rb", buffering=0) as file:
+        with open_regular(shard) as file:
             record = os.pread(file.fileno(), LENGTH + size, int(self.starts[i]))
         if len(record) != LENGTH + size or int.from_bytes(record[:LENGTH], "little") != size:
             raise DamagedRecord(f"{self.name(i)}: damaged; remove this shard and run skipvit mindrecord again")

@@ -69,7 +69,8 @@ def dense_weights_routed(network: nn.Cell, device: str, name: str, arm: Arm, bas
         config, trained = arm.runs[seed].run.config, base.runs[seed]
         path = trained.run.checkpoint()
         checkpoint.restore_weights(path, network, averaged=base.forward.endswith("_ema"))
-        batches = batches_of(_at_size(config, name), open_source(config, "val"), config.noise_width(), False)()
+        source = open_source(config, "val", classes=trained.run.classes)
+        batches = batches_of(_at_size(config, name), source, config.noise_width(), False)()
         top1 = evaluate(step, batches, label=f"{base.label}, seed {seed}, along {arm.label}").top1
         result.append({"top1": top1} | of_checkpoint(trained, path))
     return result
