@@ -2,7 +2,7 @@
 
 import sys
 
-from skipvit.cli import run
+from skipvit.cli import door
 
 if __name__ == "__main__":
-    sys.exit(run("eval", sys.argv[1:]))
+    door("eval", sys.argv[1:])

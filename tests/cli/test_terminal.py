@@ -1,4 +1,4 @@
-"""Names of files and classes on a terminal that cannot show them."""
+"""Names of files and classes on a terminal that cannot show them; how a command ends."""
 
 import os
 import subprocess
@@ -39,3 +39,18 @@ def test_what_an_ascii_terminal_cannot_show_is_escaped():
     shown = subprocess.run([sys.executable, "-c", SHOWS], env=environment, capture_output=True, text=True)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout == "\\u732b caf\\xe9 \\udcff\n"
+
+
+def test_a_command_ends_without_taking_the_interpreter_down():
+    """Threads of MindSpore's that are still there then can crash it, now and then, after all is done."""
+    script = """
+import atexit, sys
+from skipvit.cli import door
+class Last:
+    def __del__(self): print("down")
+last = Last()
+atexit.register(print, "hooks")
+door("cost", ["--config", "nowhere.yaml"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "hooks\n") and "nowhere.yaml: no such config file" in done.stderr

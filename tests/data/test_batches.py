@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from skipvit.config.groups import AugmentConfig
+from skipvit.data import threads
 from skipvit.data.batches import COLUMNS, Batches
 from skipvit.data.broken import Broken
 from skipvit.data.order import PADDING, Order, Shard, training_steps
@@ -437,6 +438,13 @@ def test_a_list_that_cannot_be_written_stops_nothing(tmp_path):
     assert broken.names == {f"folder/{i}.png" for i in BROKEN}
 
 
+def test_a_pipe_in_the_place_of_the_list_stops_nothing(tmp_path):
+    os.mkfifo(tmp_path / "broken.txt")
+    broken = Broken(12, 0.25, tmp_path / "broken.txt")
+    broken.add("image.png", "a reason")
+    assert broken.names == {"image.png"}
+
+
 def test_a_file_that_vanishes_is_a_broken_image(tmp_path):
     for label, name in enumerate(("cat", "dog")):
         (tmp_path / "train" / name).mkdir(parents=True)
@@ -509,6 +517,26 @@ def test_a_broken_off_epoch_leaves_no_threads():
     assert alive() <= before
     for _ in batches(source, workers=4):
         break
+    deadline = time.monotonic() + 5
+    while alive() - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert alive() <= before
+
+
+def test_threads_of_an_epoch_that_is_never_ended_end_before_the_interpreter(monkeypatch):
+    """They may be in a library's code when it is taken down, which ends the process by SIGSEGV."""
+    monkeypatch.setattr(threads, "ENDS_WITHIN_S", 0.2)
+    before = alive()
+    left, stuck = iter(batches(photographs(100), workers=4, augment=ALL)), Unanswered()
+    next(left)
+    waits = iter(batches(stuck, workers=2))
+    next(waits)
+    while stuck.reads < 5:
+        time.sleep(0.01)
+    begun = time.monotonic()
+    threads.end_all()
+    assert time.monotonic() - begun < 3  # a storage that does not answer is not waited for
+    stuck.over.set()
     deadline = time.monotonic() + 5
     while alive() - before and time.monotonic() < deadline:
         time.sleep(0.01)

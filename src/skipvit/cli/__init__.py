@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from io import TextIOWrapper
+from typing import NoReturn
 
 from skipvit.util import log, processes
 from skipvit.util.errors import RunError, Stopped, UsageError
+from skipvit.util.files import expanded
 from skipvit.util.text import MOST_OF_AN_ERROR, one_line, shortened
 
 COMMANDS = {
@@ -32,6 +37,7 @@ COMMANDS = {
     "convert": ("skipvit.cli.convert", "timm weights (.safetensors) to a checkpoint, and back"),
     "doctor": ("skipvit.cli.doctor", "check this machine: versions, devices, data, a training step"),
 }
+HOME = re.compile(r"^(--[\w.]+=|)(~[^/]*(?=/|$))")  # which a shell leaves in --data.path=~/images, or between quotes
 
 
 def run(command: str, words: list[str]) -> int:
@@ -49,6 +55,7 @@ def run(command: str, words: list[str]) -> int:
             file=sys.stderr,
         )
     log.show()
+    words = [HOME.sub(lambda found: f"{found[1]}{expanded(found[2])}", word) for word in words]
     return exit_code(lambda: importlib.import_module(COMMANDS[command][0]).main(words))
 
 
@@ -78,10 +85,24 @@ def failed(why: str, code: int = 1) -> int:
     return code
 
 
+def door(command: str, words: list[str]) -> NoReturn:
+    """Run a command as this process, and end it.
+
+    The interpreter is not taken down: threads of MindSpore that are still there then can end the process by SIGSEGV,
+    after all is done, and a launcher takes that for a failure.
+    """
+    code = run(command, words)
+    atexit._run_exitfuncs()  # MindSpore's leave the other processes and free the device
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a pipe that nobody reads any more
+            stream.flush()
+    os._exit(code)
+
+
 def main() -> None:
     words = sys.argv[1:]
     if words and words[0] in COMMANDS:
-        sys.exit(run(words[0], words[1:]))
+        door(words[0], words[1:])
     lines = "\n".join(f"  {name:12}{about}" for name, (_, about) in COMMANDS.items())
     text = f"usage: skipvit COMMAND ... (each has --help)\n\n{lines}"
     if words and words[0] not in ("-h", "--help"):
