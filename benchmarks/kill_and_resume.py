@@ -1,10 +1,14 @@
 """Kill a small training run with SIGKILL, resume it with --resume auto, and compare its end with the undisturbed run's.
 
     python benchmarks/kill_and_resume.py --kills 50
+    python benchmarks/kill_and_resume.py --kills 0 --chains 8
 
-Every kill is a run of its own. A third of the kills come at a random moment, a third while a checkpoint is being
-written, a third between the end of an epoch and its evaluation's end. The last checkpoints (weights, averaged weights,
-moments, loss scale, counters, position) must be equal bit by bit. Exit code 1 if one is not.
+Every one of `--kills` is a run of one process. A third of them come at a random moment, a third while a checkpoint is
+being written, a third between the end of an epoch and its evaluation's end. Every one of `--chains` is a run of some
+ranks that is killed KILLS_OF_A_CHAIN times, from its start-up on: its launcher, a rank, or the scheduler, at random
+moments; of what the kill leaves nothing may be there after a minute. The last checkpoints (weights, averaged weights,
+moments, loss scale, counters, position) must be equal bit by bit to those of undisturbed runs. Exit code 1 if one is
+not.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,9 +25,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import yaml
 from tqdm import tqdm
 
+KILLS_OF_A_CHAIN, NOTHING_LEFT_WITHIN_S = 3, 60
 TRAIN = Path(__file__).parents[1] / "train.py"
 # All that has a state: mixing, augmentation, drop path, random routes, averaged weights, accumulation, and three phases
 # of different image size and routes.
@@ -60,21 +67,40 @@ CONFIG = {
     "checkpoint": {"minutes": 0.005},
 }
 
+# What ranks train: they take long to start and to find each other.
+OF_CHAINS = CONFIG | {
+    "model": CONFIG["model"] | {"depth": 1, "patch": 16},
+    "routes": [],
+    "phases": [],
+    "data": {"kind": "shapes", "batch_size": 4, "train_size": 160, "val_size": 20},
+    "optim": {"epochs": 2, "warmup_epochs": 1},
+    "checkpoint": {"minutes": 0.001},
+    "device": "cpu",
+}
+ENVIRONMENT = os.environ | {"PYTHONFAULTHANDLER": "1"}  # a crash says where
 
-def command(folder: Path) -> list[str]:
-    return [sys.executable, str(TRAIN), "--config", str(folder / "run.yaml"), "--runs", str(folder), "--resume", "auto"]
+
+def command(folder: Path, ranks: int = 1) -> list[str]:
+    words = ["--config", str(folder / "run.yaml"), "--runs", str(folder), "--resume", "auto"]
+    if ranks == 1:
+        return [sys.executable, str(TRAIN), *words]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    logs = ["--log_dir", str(folder / "logs")]
+    return [sys.executable, "-m", "skipvit", "launch", "--master_port", port, *logs, str(ranks), *words]
 
 
-def prepare(folder: Path) -> Path:
+def prepare(folder: Path, config: dict = CONFIG) -> Path:
     folder.mkdir()
-    (folder / "run.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
     return folder
 
 
-def train(folder: Path) -> float:
+def train(folder: Path, ranks: int = 1) -> float:
     """Run to the end; returns the seconds it took."""
     begun = time.monotonic()
-    done = subprocess.run(command(folder), capture_output=True, text=True)
+    done = subprocess.run(command(folder, ranks), capture_output=True, text=True, cwd=folder, env=ENVIRONMENT)
     if done.returncode:
         raise SystemExit(f"{folder}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
     return time.monotonic() - begun
@@ -126,6 +152,65 @@ def kill_once(root: Path, number: int, duration: float) -> tuple[str, bool, str]
     return f"{kind:11}{'a torn checkpoint, ' if torn else ''}{last}", early, str(folder)
 
 
+def chain(root: Path, number: int, ranks: int, duration: float) -> tuple[list[str], Path]:
+    """A run that is killed again and again and then trained to its end: what was done, its folder."""
+    chance, folder = random.Random(number), prepare(root / f"chain_{number:03d}", OF_CHAINS)
+    done = [kill_a_part(folder, chance, ranks, duration) for _ in range(KILLS_OF_A_CHAIN)]
+    train(folder, ranks)
+    return done, folder
+
+
+def kill_a_part(folder: Path, chance: random.Random, ranks: int, duration: float) -> str:
+    """Start a run and kill what was started, a rank or the scheduler; what, when, and what was wrong about the end."""
+    parts = ["launcher", "launcher", *(f"rank {rank}" for rank in range(ranks)), "scheduler"]
+    whom, after = chance.choice(parts) if ranks > 1 else "launcher", chance.uniform(0, duration)
+    with open(folder / "killed.log", "w") as log:
+        launcher = subprocess.Popen(command(folder, ranks), stdout=log, stderr=log, cwd=folder, env=ENVIRONMENT)
+        latest = time.monotonic() + after
+        while launcher.poll() is None and (time.monotonic() < latest or not part(folder, launcher, whom)):
+            time.sleep(0.05)
+        victim = part(folder, launcher, whom)
+        what = f"{whom} after {after:.0f} s" if victim and launcher.poll() is None else "it had ended"
+        if victim:
+            victim.kill()
+        latest = time.monotonic() + NOTHING_LEFT_WITHIN_S
+        while (left := processes_in(folder)) and time.monotonic() < latest:
+            launcher.poll()
+            time.sleep(0.2)
+    for process in left:
+        process.kill()
+    said = (folder / "killed.log").read_text()
+    wrong = ["LEAVES " + " ".join(map(str, left))] if left else []
+    wrong += [f"A TRACEBACK {said[-1000:]}"] if "Traceback" in said else []
+    return ", ".join([what, *wrong])
+
+
+def part(folder: Path, launcher: subprocess.Popen, whom: str) -> psutil.Process | None:
+    """The process that is meant, if it is there already."""
+    wanted = ("MS_SCHED", "0") if whom == "scheduler" else ("MS_WORKER", whom.removeprefix("rank "))
+    for process in processes_in(folder):
+        try:
+            variables = process.environ()
+        except psutil.Error:
+            continue
+        role = variables.get("MS_ROLE"), variables.get("RANK_ID")
+        if process.pid == launcher.pid if whom == "launcher" else role == wanted:
+            return process
+    return None
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """The run's processes: those whose working folder is its own."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(folder):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
 def last_state(folder: str | Path) -> dict[str, np.ndarray]:
     from skipvit.engine.checkpoint import read, saved
 
@@ -140,23 +225,48 @@ def differences(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[str]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--chains", type=int, default=0, help="runs that are killed again and again")
+    parser.add_argument("--ranks", type=int, default=2, help="of those, 1: a single process without a launcher")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="runs at the same time")
     parser.add_argument("--first", type=int, default=0, help="number of the first kill: its moment is drawn from it")
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        failed = kills(Path(name), options) if options.kills else 0
+        failed += chains(Path(name), options) if options.chains else 0
+    return 1 if failed else 0
+
+
+def kills(root: Path, options: argparse.Namespace) -> int:
+    """Runs of one process; how many went wrong."""
     failed = early = 0
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(options.jobs) as threads:
-        root = Path(name)
-        duration = train(prepare(root / "undisturbed"))
-        expected = last_state(root / "undisturbed")
-        print(f"undisturbed: {duration:.0f} s, {len(expected)} entries in the last checkpoint", flush=True)
-        numbers = range(options.first, options.first + options.kills)
+    duration = train(prepare(root / "undisturbed"))
+    expected = last_state(root / "undisturbed")
+    print(f"undisturbed: {duration:.0f} s, {len(expected)} entries in the last checkpoint", flush=True)
+    numbers = range(options.first, options.first + options.kills)
+    with ThreadPoolExecutor(options.jobs) as threads:
         results = threads.map(lambda number: kill_once(root, number, duration), numbers)
         for number, (what, before_end, folder) in zip(numbers, tqdm(results, total=options.kills, disable=None)):
             wrong = differences(expected, last_state(folder))
             early, failed = early + before_end, failed + bool(wrong)
             print(f"{number:3d} {what:60} {'DIFFERS: ' + wrong[0] if wrong else 'bit-identical'}", flush=True)
     print(f"{options.kills - failed} of {options.kills} end bit-identical; {early} were killed before their end")
-    return 1 if failed or early < options.kills / 2 else 0
+    return failed + (early < options.kills / 2)
+
+
+def chains(root: Path, options: argparse.Namespace) -> int:
+    """Runs that are killed again and again; how many went wrong."""
+    failed = early = 0
+    duration = train(prepare(root / "whole", OF_CHAINS), options.ranks)
+    expected = last_state(root / "whole")
+    print(f"{options.ranks} ranks, undisturbed: {duration:.0f} s", flush=True)
+    for number in range(options.first, options.first + options.chains):
+        done, folder = chain(root, number, options.ranks, duration)
+        wrong = differences(expected, last_state(folder))
+        early += sum("after" in what for what in done)
+        failed += bool(wrong) or any("LEAVES" in what or "TRACEBACK" in what for what in done)
+        print(f"{number:3d} {'; '.join(done)}: {'DIFFERS: ' + wrong[0] if wrong else 'bit-identical'}", flush=True)
+    print(f"{options.chains - failed} of {options.chains} chains end bit-identical and leave nothing; {early} kills")
+    return failed
 
 
 if __name__ == "__main__":

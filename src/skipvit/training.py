@@ -28,7 +28,7 @@ from skipvit.runs.folder import RunFolder
 from skipvit.runs.run import Run, by_epoch, read_records
 from skipvit.runs.summary import as_text, summary
 from skipvit.util.errors import RunError, UsageError
-from skipvit.util.files import replacing, write_whole
+from skipvit.util.files import expanded, replacing, write_whole
 from skipvit.util.log import log
 from skipvit.util.text import one_line
 from skipvit.weights.initial import Initial, read_initial
@@ -53,14 +53,20 @@ def train(config: Config, runs: str | Path = "runs", resume: Resume = "never", p
     device, shard = devices.start(config.device, config.deterministic)
     folder, going_on = run_folder(config, runs, resume, shard)
     splits = open_splits(config, runs)
-    begin = newest_checkpoint(folder, config, splits) if going_on else None
-    initial = read_initial(config, splits.train.classes) if begin is None else None
-    if begin is not None and begin.position.images != config.update_images(shard.world_size):
-        config = redivided(config, begin.position.images, shard)
-    steps = training_steps(len(splits.train), config.data.batch_size, shard, config.optim.accumulate)
+    begin: Checkpoint | Initial | None = None
+    if not going_on:
+        training_steps(len(splits.train), config.data.batch_size, shard, config.optim.accumulate)
+        begin = read_initial(config, splits.train.classes)
     folder.claim()
     try:
-        _train(config, folder, begin or initial, splits, device, shard, steps, profile)
+        if going_on:  # only now that no other process can go on with it
+            begin = newest_checkpoint(folder, config, splits) or read_initial(config, splits.train.classes)
+        elif folder.writes and folder.begun():
+            raise UsageError(f"{folder.path}: another process has begun it meanwhile; choose another --name")
+        if isinstance(begin, Checkpoint) and begin.position.images != config.update_images(shard.world_size):
+            config = redivided(config, begin.position.images, shard)
+        steps = training_steps(len(splits.train), config.data.batch_size, shard, config.optim.accumulate)
+        _train(config, folder, begin, splits, device, shard, steps, profile)
     finally:
         folder.release()
     return Run(folder.path)
@@ -92,7 +98,7 @@ def run_folder(config: Config, runs: str | Path, resume: Resume, shard: Shard) -
     """The folder of the run, and whether to go on with what is in it."""
     if config.log.tensorboard:
         events.require()
-    folder = RunFolder(Path(runs) / config.name, writes=shard.rank == 0)
+    folder = RunFolder(expanded(runs) / config.name, writes=shard.rank == 0)
     going_on = resume == "auto" and folder.begun()
     if not going_on:
         folder.refuse_existing(resume == "auto")
@@ -101,7 +107,7 @@ def run_folder(config: Config, runs: str | Path, resume: Resume, shard: Shard) -
 
 def open_splits(config: Config, runs: str | Path) -> Splits:
     """Training and validation images."""
-    splits = open_sources(config, Path(runs) / ".index")
+    splits = open_sources(config, expanded(runs) / ".index")
     return Splits(*splits, *fingerprints(*splits))
 
 
@@ -126,9 +132,9 @@ def _train(
         start_from(begin, network, shard)
     optimizer = build_optimizer(config, network, steps, shard.world_size)
     state = build_state(config, optimizer, device)
-    callbacks = [ProfileSteps(folder.path / "profile", device)] if profile else []
+    profiler = [ProfileSteps(folder.path / "profile", device)] if profile else []
     sink = False if profile else None
-    trainer = Trainer(config, device, network, optimizer, state, splits, folder, shard, callbacks, sink)
+    trainer = Trainer(config, device, network, optimizer, state, splits, folder, shard, profiler, sink)
     position = restored(begin, trainer, shard) if isinstance(begin, Checkpoint) else Position()
     refuse_disagreement(config, trainer, position, shard)
     folder.write_config(to_yaml(config))
@@ -143,7 +149,11 @@ def _train(
             f"{config.name}: {parameters:,} parameters{part}, {len(splits.train)} training images, "
             f"{device} x {shard.world_size}, into {folder.path}"
         )
-    trainer.run(position)
+    try:
+        trainer.run(position)
+    finally:
+        for callback in profiler:  # a run that is stopped leaves what there is
+            callback.stop()
     if shard.rank == 0:
         finish(config, device, network, folder, splits, trainer.record)
 
@@ -169,7 +179,7 @@ def newest_checkpoint(folder: RunFolder, config: Config, splits: Splits) -> Chec
     candidates = [*reversed(checkpoint.saved(folder.checkpoints)), *([best] if best.exists() else [])]
     for path in candidates:
         try:
-            found = checkpoint.read_run(path)
+            found = checkpoint.read_run(path, config.model.spec().shapes())
         except checkpoint.Damaged as error:
             log.warning(str(error))
             continue
@@ -177,7 +187,9 @@ def newest_checkpoint(folder: RunFolder, config: Config, splits: Splits) -> Chec
             raise UsageError(
                 f"{path}: its run has other training or validation images; resume with the same ones, or use --name"
             )
-        return found
+        if can_be(found.position, config, len(splits.train)):
+            return found
+        log.warning(f"{path}: not a checkpoint of this run (no such epoch, or updates); use an older one")
     if candidates:
         raise RunError(
             f"{folder.checkpoints}: no checkpoint in it can be read whole, see above; begin anew with another --name"
@@ -185,6 +197,12 @@ def newest_checkpoint(folder: RunFolder, config: Config, splits: Splits) -> Chec
     if folder.writes:
         log.info(f"{folder.path}: no checkpoint to go on from, beginning anew")
     return None
+
+
+def can_be(position: Position, config: Config, images: int) -> bool:
+    """Whether a run on so many training images comes to a position."""
+    known = position.epoch < config.optim.epochs and 0 < position.images <= images
+    return known and position.steps == images // position.images
 
 
 def redivided(config: Config, images: int, shard: Shard) -> Config:

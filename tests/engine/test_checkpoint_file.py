@@ -120,6 +120,7 @@ CRAFTED = {
     "a type with an escape": (entry(b"x", (4,), FOUR, b"\x1b[31m\n"), r"x is of type \x1b[31m\n"),
     "a name with an escape": (entry(b"\x1b[31m", (3,), FOUR), r"\x1b[31m is longer"),
     "a name of other bytes": (entry(b"\xff\xfe", (4,), FOUR), "'utf-8' codec"),
+    "a long name": (entry(b"x" * 10**6, (4,), FOUR), "the name of an entry has 1000000 bytes"),
     "no name": (field(1, field(2, field(2, b"Float32"))), "an entry without name or array"),
     "no array": (field(1, field(1, b"x")), "an entry without name or array"),
     "a number for an array": (field(1, field(1, b"x") + field(2, 3)), "an entry without name or array"),
@@ -135,6 +136,21 @@ def test_crafted_files_with_a_right_checksum_are_refused(tmp_path, case):
     content, reason = CRAFTED[case]
     (tmp_path / "a.ckpt").write_bytes(with_checksum(content))
     assert reason in damage(tmp_path / "a.ckpt")
+
+
+def test_an_array_in_very_many_parts(tmp_path):
+    one = entry(b"x", (20_000,), b"\0\0\0\1", b"Float32")
+    (tmp_path / "a.ckpt").write_bytes(with_checksum(one * 20_000))
+    assert arrays(tmp_path / "a.ckpt")["x"].view(">u4").tolist() == [1] * 20_000
+    (tmp_path / "a.ckpt").write_bytes(with_checksum(one * 19_999))
+    assert "x is shorter than its shape" in damage(tmp_path / "a.ckpt")
+
+
+def test_a_file_larger_than_the_memory_is_not_read(tmp_path):
+    with open(tmp_path / "a.ckpt", "wb") as file:
+        file.seek(2**43)
+        file.write(b"crc_num" + bytes(10))
+    assert "larger than the memory" in damage(tmp_path / "a.ckpt")
 
 
 def test_every_cut_and_every_flipped_bit_is_noticed(tmp_path):

@@ -15,10 +15,14 @@ import numpy as np
 import pytest
 import yaml
 
+from skipvit import training
 from skipvit.cli import run
+from skipvit.config.config import Config
 from skipvit.engine import checkpoint
+from skipvit.engine.checkpoint_file import write_checkpoint
 from skipvit.runs.folder import RunFolder
 from skipvit.runs.run import Run
+from skipvit.util.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {
@@ -97,6 +101,28 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(undisturbed, t
     out, err = capsys.readouterr()
     assert f"warning: {newest}: not a whole checkpoint" in err and f"going on from {before}" in out
     assert_same_end(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("wrong", [{"epoch": 3}, {"steps": 7}, {"images": 0}, {"images": 10**9}, {"epoch": None}])
+def test_a_checkpoint_of_an_epoch_that_the_run_has_not_stands_aside(undisturbed, tmp_path, wrong):
+    shutil.copytree(undisturbed / "runs", tmp_path / "runs")
+    *_, before, newest = checkpoints(tmp_path)
+    entries = checkpoint.read(newest)
+    for key, value in wrong.items():
+        entries.pop(f"trainer.position.{key}")
+        entries |= {f"trainer.position.{key}": np.array(value)} if value is not None else {}
+    write_checkpoint(newest, entries)
+    config = Config(**CONFIG)
+    splits = training.open_splits(config, tmp_path)
+    assert training.newest_checkpoint(RunFolder(tmp_path / "runs/run"), config, splits).path == before
+
+
+def test_a_run_that_another_process_begins_while_images_are_listed_is_not_trained_over(tmp_path, monkeypatch):
+    claim = RunFolder.claim
+    monkeypatch.setattr(RunFolder, "claim", lambda folder: (claim(folder), folder.write_config("name: run\n")))
+    with pytest.raises(UsageError, match="runs/run: another process has begun it meanwhile"):
+        training.train(Config(**CONFIG), tmp_path / "runs")
+    assert (tmp_path / "runs/run/config.yaml").read_text() == "name: run\n"
 
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch(undisturbed):

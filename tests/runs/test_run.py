@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from skipvit.engine import checkpoint
+from skipvit.engine.checkpoint_file import write_checkpoint
 from skipvit.runs.run import Run, read_records, run_of
 from skipvit.util.errors import RunError, UsageError
 from support.reference import forward
@@ -156,6 +157,23 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(several, caplog):
     (folder / "best.ckpt").symlink_to("best.ckpt")
     with pytest.raises(RunError, match="no checkpoint in it is whole"):
         several.checkpoint("last")
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "a name", "a shape", "a type"])
+def test_a_whole_checkpoint_that_is_not_the_runs_stands_aside_and_is_refused_where_it_is_named(several, wrong):
+    oldest, newest = several.checkpoints()
+    entries = checkpoint.read(newest)
+    bias = entries.pop("head.bias")
+    changed = {
+        "nothing": {},
+        "a name": entries | {"head.bias": bias, "head.biases": bias},
+        "a shape": entries | {"head.bias": bias[:-1], "ema.head.bias": bias[:-1]},
+        "a type": entries | {"head.bias": bias.astype(np.int32), "ema.head.bias": bias.astype(np.int32)},
+    }[wrong]
+    write_checkpoint(newest, changed)
+    assert several.checkpoint("last") == oldest
+    with pytest.raises(RunError, match="a checkpoint of another model: [^\n]{,100}$"):
+        _ = several.trained(newest).network
 
 
 def test_without_a_best_one_the_last_is_the_best(copied):

@@ -116,6 +116,21 @@ def test_checkpoint_round_trip_keeps_every_bit(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "b.safetensors", "c.ckpt"]
 
 
+@pytest.mark.parametrize("wrong", ["dimensions", "name"])
+def test_an_array_that_no_network_has(tmp_path, wrong):
+    original = weights()
+    bias = original.pop("norm.bias")
+    if wrong == "dimensions":  # more than NumPy makes
+        write_by_hand(tmp_path / "a.safetensors", {"norm.bias": ("F32", bias)})
+        text = (tmp_path / "a.safetensors").read_bytes()[8:].replace(b"[32]", b"[32" + b", 1" * 2000 + b"]")
+        end = text.index(b"}}") + 2
+        (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", end) + text)
+    else:
+        save_file(original | {"x" * 10_000: bias}, tmp_path / "a.safetensors")
+    message = refused(RunError, tmp_path / "a.safetensors", tmp_path / "b.ckpt")
+    assert "too many dimensions, or too long a name" in message and len(message) < len(str(tmp_path)) + 150
+
+
 def test_one_class_and_one_pixel_patches(tmp_path):
     original = weights()
     original["head.weight"], original["head.bias"] = original["head.weight"][:1], original["head.bias"][:1]

@@ -167,6 +167,24 @@ def test_rows_go_by_the_names_of_the_classes_where_they_are_known(run_of):
     assert "classes.json: not a list of 10 class names" in refused(config(folder), RunError, mine)
 
 
+def test_exported_weights_have_the_names_of_their_card(saved):
+    chosen, card, mine = config(saved), saved.with_name("timm.safetensors.json"), tuple("abcdefghij")
+    for text in (
+        "{",
+        "[]",
+        '{"classes": 3}',
+        '{"classes": ["a"]}',
+        json.dumps({"classes": [f"class {i}" for i in range(10)]}),
+    ):
+        card.write_text(text)
+        assert "head" not in read_initial(chosen, mine).line, text
+    card.write_text(json.dumps({"classes": mine[::-1]}))
+    turned, whole = read_initial(chosen, mine), read_initial(chosen, mine[::-1])
+    assert "head's rows by name" in turned.line and "head" not in whole.line
+    assert np.array_equal(turned.weights["head.bias"], whole.weights["head.bias"][::-1])
+    assert "10 other classes" in read_initial(chosen, tuple("qrstuvwxyz")).line
+
+
 def test_moments_and_averages_begin_with_what_was_loaded(saved):
     chosen = config(saved).model_copy(update={"ema": EmaConfig(decay=0.9)})
     network = build_network(chosen, "cpu")

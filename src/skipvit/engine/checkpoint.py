@@ -11,20 +11,33 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, dtype_to_nptype, nn
 
-from skipvit.engine.checkpoint_file import Damaged, read_entries, write_checkpoint
-from skipvit.util.errors import RunError, UsageError
+from skipvit.engine.checkpoint_file import Damaged, Record, read_entries, write_checkpoint
+from skipvit.util.errors import RunError
 
-__all__ = ["BEST", "Checkpoint", "Damaged", "Position", "keep_best", "read", "read_run", "restore_weights", "save"]
+__all__ = [
+    "BEST",
+    "Checkpoint",
+    "Damaged",
+    "Position",
+    "keep_best",
+    "read",
+    "read_fitting",
+    "read_run",
+    "restore_weights",
+    "save",
+]
 NOT_MODEL = ("optimizer.", "trainer.", "ema.")
 BEST = "best.ckpt"
+COPY_OF_WEIGHT = re.compile(r"^(optimizer\.moment\d|ema)\.")  # entries with the shape of a weight
+COUNTERS = ("trainer.", "optimizer.step")
 POSITION = "trainer.position."
 OLD_IMAGES = POSITION + "pictures"  # as earlier versions called it
 T = TypeVar("T")
@@ -138,21 +151,46 @@ class Checkpoint:
         _load(self.path, self.entries, {p.name: p for p in parameters})
 
 
-def read_run(path: Path) -> Checkpoint:
-    """Read a checkpoint that `save` wrote.
+def read_fitting(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Record]:
+    """The arrays of a checkpoint that `save` wrote of a network.
+
+    Args:
+        shapes: of the network's weights, by name.
 
     Raises:
-        UsageError, Damaged: as `read`; UsageError: one that does not say where its run stood.
+        UsageError, Damaged: as `checkpoint_file.read_entries`; Damaged: it is of another network.
     """
-    entries = read(path)
+    entries = read_entries(path)
+    misfits = [f"it has no {name}" for name in shapes if name not in entries]
+    for name, found in entries.items():
+        weight = COPY_OF_WEIGHT.sub("", name)
+        if weight not in shapes and not name.startswith(COUNTERS):
+            misfits.append(f"{name or 'an entry without name'} has no place in it")
+        elif weight in shapes and (found.kind, found.shape) != ("Float32", tuple(shapes[weight])):
+            misfits.append(f"{name} is {found.kind} {found.shape}, not Float32 {shapes[weight]}")
+    if misfits:
+        raise Damaged(f"{path}: a checkpoint of another model: {misfits[0]}; use an older one")
+    return entries
+
+
+def read_run(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Checkpoint:
+    """Read a checkpoint that `save` wrote.
+
+    Args:
+        shapes: of the network's weights, by name; None: of any network.
+
+    Raises:
+        UsageError, Damaged: as `read_fitting`; Damaged: one that does not say where its run stood.
+    """
+    records = read_entries(path) if shapes is None else read_fitting(path, shapes)
+    entries = {name: record.array() for name, record in records.items()}
     if OLD_IMAGES in entries:
         entries[POSITION + "images"] = entries.pop(OLD_IMAGES)
     try:
         return Checkpoint(path, Position.taken_from(entries), entries)
     except KeyError:
-        raise UsageError(
-            f"{path}: it does not say where its run stood (weights alone, or of another version); begin anew with "
-            f"another --name"
+        raise Damaged(
+            f"{path}: it does not say where its run stood (weights alone, or of another version); use an older one"
         ) from None
     except ValueError as error:
         raise Damaged(f"{path}: not a whole checkpoint ({error}); use an older one") from None
@@ -207,14 +245,17 @@ def averages(entries: Iterable[str]) -> bool:
 
 
 def _load(path: Path, entries: dict[str, np.ndarray], targets: dict[str, Parameter]) -> None:
+    other = f"{path}: a checkpoint of another model:"
     for name, target in targets.items():
         if name not in entries:
-            raise RunError(f"{path}: a checkpoint of another model: it has no {name}")
-        if entries[name].shape != target.shape:
-            there = entries[name].shape
-            raise RunError(f"{path}: a checkpoint of another model: {name} is {there} there and {target.shape} here")
+            raise RunError(f"{other} it has no {name}")
+        there, dtype = entries[name], np.dtype(dtype_to_nptype(target.dtype))
+        if there.shape != target.shape:
+            raise RunError(f"{other} {name} is {there.shape} there and {target.shape} here")
+        if there.dtype.kind != dtype.kind or not np.can_cast(there.dtype, dtype):
+            raise RunError(f"{other} {name} is {there.dtype} there and {dtype} here")
     extra = sorted(set(entries) - set(targets))
     if extra:
-        raise RunError(f"{path}: a checkpoint of another model: {extra[0]} has no place in this one")
+        raise RunError(f"{other} {extra[0]} has no place in this one")
     for name, target in targets.items():
         target.set_data(Tensor(entries[name], target.dtype))

@@ -27,12 +27,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from skipvit.util.cores import memory_limit
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import open_regular, replacing
 from skipvit.util.text import one_line, printable
 
 MARK, DIGITS = b"crc_num", 10
 MOST_DIMENSIONS = 8  # as MindSpore's tensors
+LONGEST_NAME = 200
 TYPES = {
     "Float32": "<f4",
     "Float16": "<f2",
@@ -86,6 +88,8 @@ def read_entries(path: Path) -> dict[str, Record]:
         return _records(memoryview(_checked(path)))
     except OSError as error:
         raise Damaged(f"{path}: the checkpoint cannot be read ({error.strerror or error})") from None
+    except MemoryError:
+        raise Damaged(f"{path}: the checkpoint cannot be read (larger than the memory)") from None
     except ValueError as error:
         raise Damaged(f"{path}: not a whole checkpoint ({one_line(error)}); use an older one") from None
 
@@ -99,6 +103,8 @@ def _checked(path: Path) -> bytes:
         tail = file.read(end)
         if len(tail) < end or not tail.startswith(MARK):
             raise ValueError("it has no checksum: it is cut off, something else, or was saved without crc_check")
+        if size > memory_limit():
+            raise MemoryError
         file.seek(0)
         content = file.read(size - end)
     if zlib.crc32(content) != int.from_bytes(tail[len(MARK) :], "big"):
@@ -109,27 +115,27 @@ def _checked(path: Path) -> bytes:
 def _records(content: memoryview) -> dict[str, Record]:
     """Raises ValueError for what is not a checkpoint."""
     result: dict[str, Record] = {}
-    begun: tuple[str, Record] | None = None  # an array of which more parts are to come
+    parts: list[tuple[str, Record]] = []  # of an array of which more are to come
+    missing = 0  # bytes of it
     for number, value in _fields(content):
         if number != 1 or isinstance(value, int):
             raise ValueError("it holds something else")
         name, part = _record(value)
-        if begun is not None:
-            name_before, before = begun
-            if (name, part.kind, part.shape) != (name_before, before.kind, before.shape):
-                raise ValueError(f"{name_before} is shorter than its shape {before.shape}")
-            part = part._replace(data=b"".join((before.data, part.data)))
-        elif name in result:
-            raise ValueError(f"{name} is there twice")
-        missing = math.prod(part.shape) * np.dtype(TYPES[part.kind]).itemsize - len(part.data)
+        if not parts:
+            missing = math.prod(part.shape) * np.dtype(TYPES[part.kind]).itemsize
+            if name in result:
+                raise ValueError(f"{name} is there twice")
+        elif (name, part[:2]) != (parts[0][0], parts[0][1][:2]):
+            break
+        parts.append((name, part))
+        missing -= len(part.data)
         if missing < 0:
             raise ValueError(f"{name} is longer than its shape {part.shape}")
-        if missing:
-            begun = name, part
-        else:
-            begun, result[name] = None, part
-    if begun is not None:
-        raise ValueError(f"{begun[0]} is shorter than its shape {begun[1].shape}")
+        if not missing:
+            whole = part.data if len(parts) == 1 else b"".join(part.data for _, part in parts)
+            result[name], parts = part._replace(data=whole), []
+    if parts:
+        raise ValueError(f"{parts[0][0]} is shorter than its shape {parts[0][1].shape}")
     return result
 
 
@@ -139,6 +145,8 @@ def _record(message: memoryview) -> tuple[str, Record]:
     tag, tensor = fields.get(1), fields.get(2)
     if not isinstance(tag, memoryview) or not isinstance(tensor, memoryview):
         raise ValueError("an entry without name or array")
+    if len(tag) > LONGEST_NAME:
+        raise ValueError(f"the name of an entry has {len(tag)} bytes")
     name, dims, kind, data = printable(bytes(tag).decode("utf-8")), [], "", memoryview(b"")
     for number, value in _fields(tensor):
         if number == 1:

@@ -14,11 +14,10 @@ import numpy as np
 from skipvit.config.config import Config
 from skipvit.config.reading import load_config
 from skipvit.engine import checkpoint
-from skipvit.engine.checkpoint_file import read_entries
 from skipvit.routing.forward import Forward
 from skipvit.runs.trained import Trained
 from skipvit.util.errors import RunError, UsageError
-from skipvit.util.files import is_locked, read_json, read_text
+from skipvit.util.files import expanded, is_locked, read_json, read_text
 from skipvit.util.log import log
 
 MOST = 1e18  # of a number in a log
@@ -35,7 +34,7 @@ class Run:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = expanded(path)
         if not (self.path / "config.yaml").is_file():
             raise UsageError(f"{path}: not a run folder, it has no config.yaml")
         self._trained: dict[str, Trained] = {}
@@ -100,20 +99,21 @@ class Run:
             RunError: all are damaged.
         """
         if str(which) not in ("last", "best"):
-            return Path(which)
+            return expanded(which)
         best = self.path / "checkpoints" / checkpoint.BEST
         newest = [*reversed(self.checkpoints())]
         candidates = [best, *newest] if which == "best" else [*newest, best]
         candidates = [path for path in candidates if os.path.lexists(path)]
         if not candidates:
             raise UsageError(f"{self.path}: no checkpoint in it yet")
+        shapes = self.config.model.spec().shapes()
         for path in candidates:
             try:
-                read_entries(path)
+                checkpoint.read_fitting(path, shapes)
                 return path
             except checkpoint.Damaged as error:
                 log.warning(str(error))
-        raise RunError(f"{self.path / 'checkpoints'}: no checkpoint in it is whole")
+        raise RunError(f"{self.path / 'checkpoints'}: no checkpoint in it is whole, see above; name another --weights")
 
     # Network
 

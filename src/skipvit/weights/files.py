@@ -14,10 +14,10 @@ from mindspore import Tensor, nn
 from safetensors.numpy import save_file
 
 from skipvit.engine.checkpoint import NOT_MODEL, averages, weights_of
-from skipvit.engine.checkpoint_file import Record, read_entries, write_checkpoint
+from skipvit.engine.checkpoint_file import LONGEST_NAME, MOST_DIMENSIONS, Record, read_entries, write_checkpoint
 from skipvit.routing.forward import Forward
 from skipvit.util.errors import RunError, UsageError
-from skipvit.util.files import read_bytes, replacing
+from skipvit.util.files import expanded, read_bytes, replacing
 from skipvit.util.text import one_line, printable
 from skipvit.weights.layout import check
 
@@ -54,7 +54,7 @@ def load_weights(network: nn.Cell, path: str | Path, averaged: bool = True) -> N
         UsageError: no such file, or one of another ending.
         RunError: it is damaged, or of another network.
     """
-    path, cell = Path(path), _backbone(network)
+    path, cell = expanded(path), _backbone(network)
     arrays, timm = read_weights(path, averaged).arrays, path.suffix == TIMM
     check(arrays, cell.spec, timm, path)
     arrays = cell.spec.from_timm(arrays) if timm else arrays
@@ -77,7 +77,7 @@ def save_weights(network: nn.Cell, path: str | Path) -> None:
         UsageError: another ending.
         RunError: it cannot be written.
     """
-    path, cell = Path(path), _backbone(network)
+    path, cell = expanded(path), _backbone(network)
     arrays = {p.name: p.asnumpy().astype(np.float32, copy=False) for p in cell.get_parameters()}
     write_weights(cell.spec.to_timm(arrays) if ending(path) == TIMM else arrays, path)
 
@@ -129,6 +129,8 @@ def _read_safetensors(path: Path) -> dict[str, Record]:
     expected = (header.get("__metadata__") or {}).get(CHECKSUM)
     if expected is not None and expected != str(_checksum({name: e["data"] for name, e in entries.items()})):
         raise RunError(f"{path}: its checksum is wrong; copy it again")
+    if any(len(name) > LONGEST_NAME or len(e["shape"]) > MOST_DIMENSIONS for name, e in entries.items()):
+        raise RunError(f"{path}: not weights of a network (an array of too many dimensions, or too long a name)")
     kinds = {name: str(e["dtype"]) for name, e in entries.items()}
     return {
         name: Record(KINDS.get(kinds[name], kinds[name]), tuple(e["shape"]), e["data"]) for name, e in entries.items()

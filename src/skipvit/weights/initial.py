@@ -13,6 +13,7 @@ from skipvit.config.config import Config
 from skipvit.models.positions import resized_positions
 from skipvit.runs.run import Run, run_of
 from skipvit.util.errors import RunError, UsageError
+from skipvit.util.files import expanded, read_json
 from skipvit.weights.files import TIMM, Weights, read_weights
 from skipvit.weights.layout import HEAD, check
 
@@ -37,7 +38,7 @@ class Found:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        return self.run.classes if self.run else None
+        return self.run.classes if self.run else classes_of_card(self.path, self.spec.num_classes)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def read_initial(config: Config, classes: tuple[str, ...] | None = None) -> Init
     """
     if not config.init.weights:
         return None
-    found = find(config, Path(config.init.weights))
+    found = find(config, expanded(config.init.weights))
     refuse_other_network(config, found)
     return fitted(config, found, classes)
 
@@ -88,6 +89,14 @@ def find(config: Config, path: Path) -> Found:
     spec = check(file.arrays, config.model.spec(), timm, path, headless=True)
     weights = spec.from_timm(file.arrays) if timm else file.arrays
     return Found(path, weights, spec, file, None if timm else run_of(path))
+
+
+def classes_of_card(path: Path, count: int) -> tuple[str, ...] | None:
+    """Names of the classes in the card that `skipvit export` wrote beside weights; None where it does not tell them."""
+    card = read_json(path.with_name(f"{path.name}.json"))
+    names = card.get("classes") if isinstance(card, dict) else None
+    known = isinstance(names, list) and len(names) == count and all(isinstance(name, str) for name in names)
+    return tuple(names) if known and names != [f"class {i}" for i in range(count)] else None
 
 
 def refuse_other_network(config: Config, found: Found) -> None:
