@@ -9,6 +9,7 @@ from mindspore import Parameter, Tensor
 from PIL import Image
 from safetensors.numpy import save_file
 
+from skipvit import training
 from skipvit.cli import run
 from skipvit.config.config import Config, to_yaml
 from skipvit.config.groups import DataConfig, EmaConfig
@@ -208,6 +209,17 @@ def test_frozen_parameters_have_no_moments_and_no_average(saved):
     copies = ("", "optimizer.moment1.", "optimizer.moment2.", "ema.", "spare.")
     assert owned == {f"{copy}head.{kind}" for copy in copies for kind in ("weight", "bias")} | {"optimizer.step"}
     assert read_initial(chosen).line.endswith("all but the head frozen")
+
+
+def test_the_disk_that_a_run_asks_for_has_no_moments_of_frozen_weights(saved):
+    """Weights, and of those that are trained two moments and the average, of four bytes each."""
+    weights = timm_weights()
+    every, head = sum(w.size for w in weights.values()), weights["head.weight"].size + weights["head.bias"].size
+    for train, trained in (("all", every), ("head", head)):
+        chosen = config(saved, optim={"train": train})
+        assert training.checkpoint_bytes(chosen) == 4 * (every + 2 * trained)
+        averaged = chosen.model_copy(update={"ema": EmaConfig(decay=0.9)})
+        assert training.checkpoint_bytes(averaged) == 4 * (every + 3 * trained)
 
 
 def refused(chosen, error=UsageError, classes=None):
