@@ -187,6 +187,8 @@ def newest_checkpoint(folder: RunFolder, config: Config, splits: Splits) -> Chec
             raise UsageError(
                 f"{path}: its run has other training or validation images; resume with the same ones, or use --name"
             )
+        if found.position.data != splits.fingerprint:
+            log.warning(f"{path}: an older version's; only the labels of its training images are known to be these")
         if can_be(found.position, config, len(splits.train)):
             return found
         log.warning(f"{path}: not a checkpoint of this run (no such epoch, or updates); use an older one")

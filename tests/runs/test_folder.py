@@ -62,6 +62,20 @@ def test_a_log_that_cannot_be_written_is_a_warning(folder, capsys):
     assert "warning: " in capsys.readouterr().err and read_records(folder.path) == []
 
 
+@pytest.mark.parametrize("what", ["file", "loop", "locked"])
+def test_checkpoints_that_could_not_be_written_are_noticed_before_the_training(folder, what, monkeypatch):
+    if what == "file":
+        folder.checkpoints.touch()
+    elif what == "loop":
+        folder.checkpoints.symlink_to("checkpoints")
+    else:
+        folder.checkpoints.mkdir()
+        monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    folder.release()
+    with pytest.raises(UsageError, match="run/checkpoints: not a folder that can be read and written"):
+        folder.claim()
+
+
 def test_a_pipe_in_the_place_of_the_log_is_a_warning(folder, capsys):
     """Nobody reads from it: whoever opens it to write would wait for ever."""
     show()

@@ -25,7 +25,8 @@ from skipvit.util.text import one_line
 
 
 class RunFolder:
-    """Paths and logs of one run. Only the process that writes (rank 0) makes changes.
+    """Paths and logs of one run. Only the process that writes (rank 0) makes changes; all add to the lists of broken
+    images.
 
     What cannot be logged (a full disk) is reported; it does not stop the training.
     """
@@ -54,11 +55,14 @@ class RunFolder:
         """Make the folder, if it is not there, and keep other processes from training in it as long as this one lives.
 
         Raises:
-            UsageError: it cannot be made, or another process trains in it.
+            UsageError: it cannot be made, or another process trains in it; its checkpoints have no folder.
         """
         if not self.writes:
             return
         make_folder(self.path, "run folder", "--runs")
+        there, usable = self.checkpoints, os.R_OK | os.W_OK | os.X_OK
+        if os.path.lexists(there) and not (there.is_dir() and os.access(there, usable)):
+            raise UsageError(f"{there}: not a folder that can be read and written; mend it, or use --name")
         self.lock = lock(self.path / ".lock", f"{self.path}: another process trains in it; wait for its end or stop it")
 
     def release(self) -> None:
