@@ -3,7 +3,7 @@
     python benchmarks/mutated_configs.py --count 300
 
 One to three keys of a small run get a value from a list of plausible and absurd ones, or the file's text is damaged.
-It is checked (`--check`), every tenth is trained.
+It is checked (`--check`), every thirtieth is trained.
 Every third file is YAML that is no configuration at all (bombs of aliases, deep nesting, tags, values that are none,
 other encodings) or no text file; it is read as a run's, as a plan or on the command line. Exit code 1 if one did
 neither.
@@ -227,7 +227,7 @@ def ends(count: int, seed: int, train: bool) -> Iterator[tuple[str, End]]:
                 words = damaged(path, chance)
             else:
                 path.write_text(mutated(chance), encoding="utf-8")
-                words = READERS[0][:-1] if train or number % 10 == 5 else READERS[0]
+                words = READERS[0][:-1] if train or number % 30 == 5 else READERS[0]
             label = path.read_text(errors="replace")[:2000] if path.is_file() else "no file"
             yield f"{number}: {ascii(words)[:200]} {ascii(label)}", attempt(words)
 
@@ -236,7 +236,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", action="store_true", help="train with all that can be, not with every tenth")
+    parser.add_argument("--train", action="store_true", help="train with all that can be, not with every thirtieth")
     parser.add_argument("--show", action="store_true", help="print every refusal")
     options = parser.parse_args()
     return run_all(ends(options.count, options.seed, options.train), options.count, "configurations", options.show)

@@ -34,6 +34,8 @@ from skipvit.util.errors import UsageError
 from skipvit.util.text import nearest
 from skipvit.util.yaml_text import parse
 
+MOST_LISTED = 1000  # routes or phases
+
 
 def _from_text(value: Any) -> Any:
     """On the command line routes and phases are a piece of YAML."""
@@ -93,12 +95,12 @@ class Config(BaseSettings):
     """the network"""
     init: InitConfig = InitConfig()
     """weights to start from"""
-    routes: Annotated[list[Route], NoDecode, BeforeValidator(_from_text)] = []
+    routes: Annotated[list[Route], NoDecode, BeforeValidator(_from_text)] = Field([], max_length=MOST_LISTED)
     """list of routes as YAML, e.g. '[{start: 4, end: 11, keep_ratio: 0.45, scorer: cls_attention, restore: true, fuse:
     false}]'"""
     routing: Literal["auto", "gather", "matmul"] = "auto"
     """formulation of the routes; auto: matmul on ascend, gather on cpu"""
-    phases: Annotated[list[PhaseConfig], NoDecode, BeforeValidator(_from_text)] = []
+    phases: Annotated[list[PhaseConfig], NoDecode, BeforeValidator(_from_text)] = Field([], max_length=MOST_LISTED)
     """stretches of epochs and what differs in them, as YAML, e.g. '[{epochs: 15, routes: []}, {epochs: 285}]'; none:
     one that differs in nothing"""
     data: DataConfig = DataConfig()

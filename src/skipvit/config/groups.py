@@ -15,6 +15,7 @@ from skipvit.models.registry import model_spec
 from skipvit.routing.spec import Route
 
 MOST_ACCUMULATION = 1024
+LARGEST_IMAGE = 10_000  # side, pixels. Like the other limits of sizes: what is larger is a slip, and nothing would end
 
 
 class Group(BaseModel):
@@ -26,17 +27,17 @@ class ModelConfig(Group):
 
     name: str = "vit_small_patch16_224"
     """of the model, as in timm, e.g. vit_tiny_patch16_224, vit_base_patch16_384 (`skipvit.list_models()`)"""
-    width: int | None = Field(default=None, gt=0)
+    width: int | None = Field(default=None, gt=0, le=100_000)
     """token width, if not the model's own"""
-    depth: int | None = Field(default=None, gt=0)
+    depth: int | None = Field(default=None, gt=0, le=1000)
     """number of blocks, if not the model's own"""
-    heads: int | None = Field(default=None, gt=0)
+    heads: int | None = Field(default=None, gt=0, le=100_000)
     """attention heads, if not the model's own"""
-    patch: int | None = Field(default=None, gt=0)
+    patch: int | None = Field(default=None, gt=0, le=LARGEST_IMAGE)
     """side of a patch, pixels, if not the model's own; divides image_size"""
-    image_size: int | None = Field(default=None, gt=0)
+    image_size: int | None = Field(default=None, gt=0, le=LARGEST_IMAGE)
     """side of the square images, pixels, if not the model's own"""
-    num_classes: int = Field(default=1000, gt=1)
+    num_classes: int = Field(default=1000, gt=1, le=10_000_000)
     """number of classes"""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """stochastic depth of the last block, linear from 0 at the first"""
@@ -90,7 +91,7 @@ class PhaseConfig(Group):
     """how long, or a share of the run, e.g. 5%, rounded to epochs, at least one; null: what the other phases leave"""
     routes: list[Route] | None = None
     """instead of the run's; []: dense"""
-    image_size: int | None = Field(default=None, gt=0)
+    image_size: int | None = Field(default=None, gt=0, le=LARGEST_IMAGE)
     """side of the images, pixels, instead of the model's; the position embedding is resized in the graph"""
     augment: dict[str, Any] = {}
     """keys of `augment` that differ"""
@@ -104,7 +105,7 @@ class DataConfig(Group):
     what `skipvit mindrecord` made of such folders; cifar10, cifar100: the official binary files"""
     path: str | None = None
     """folder of the data set (all kinds but shapes)"""
-    batch_size: int = Field(default=128, gt=0)
+    batch_size: int = Field(default=128, gt=0, le=1_000_000)
     """images a step on each device"""
     train_size: int = Field(default=6000, gt=0, le=1_000_000)
     """images generated for training (shapes)"""
