@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from skipvit.util.errors import UsageError
 
@@ -79,7 +79,7 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def open_regular(path: str | bytes | Path, mode: str = "rb") -> BinaryIO:
+def open_regular(path: str | bytes | Path, mode: Literal["rb", "ab"] = "rb") -> BinaryIO:
     """Open a file of bytes. A pipe, which would wait, or a device, which may never end, is refused.
 
     Args:

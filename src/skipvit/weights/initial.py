@@ -95,8 +95,9 @@ def classes_of_card(path: Path, count: int) -> tuple[str, ...] | None:
     """Names of the classes in the card that `skipvit export` wrote beside weights; None where it does not tell them."""
     card = read_json(path.with_name(f"{path.name}.json"))
     names = card.get("classes") if isinstance(card, dict) else None
-    known = isinstance(names, list) and len(names) == count and all(isinstance(name, str) for name in names)
-    return tuple(names) if known and names != [f"class {i}" for i in range(count)] else None
+    if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names) if names != [f"class {i}" for i in range(count)] else None
 
 
 def refuse_other_network(config: Config, found: Found) -> None:
