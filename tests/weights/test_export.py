@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 from PIL import Image
+from safetensors.numpy import load_file
 
 import skipvit
 from skipvit.cli import run
@@ -24,7 +25,6 @@ from skipvit.runs.run import Run
 from skipvit.runs.trained import Trained
 from skipvit.util.errors import RunError, UsageError
 from skipvit.weights import agreement, card, export, onnx
-from skipvit.weights.files import read_weights
 from support.reference import forward
 from support.weights import random_weights
 
@@ -171,7 +171,7 @@ def test_mindir_in_parts_dense_and_of_normalised_images(tiny, tmp_path, monkeypa
 def test_weights_with_timms_names(tiny, tmp_path, capsys):
     assert run("export", [str(tiny[0]), "--to", "safetensors", "--out", str(tmp_path)]) == 0
     assert "bit by bit" in capsys.readouterr().out
-    theirs = read_weights(tmp_path / "tiny.safetensors").arrays
+    theirs = load_file(tmp_path / "tiny.safetensors")
     assert theirs["blocks.0.attn.qkv.weight"].shape == (48, 16)
     assert theirs["patch_embed.proj.weight"].shape == (16, 3, 8, 8)
     ours = from_timm(theirs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,17 +9,17 @@ import numpy as np
 from skipvit.data.sources import Source
 from skipvit.data.sources.arrays import Arrays, Relabelled
 from skipvit.util.errors import RunError, UsageError
-from skipvit.util.text import printable
+from skipvit.util.text import as_utf8, printable
 
 MOST_NAMED = 5  # classes in an error
 
 
 def refuse_other_classes(train: Source, val: Source) -> None:
     """Raises RunError if the training and the validation split do not have the same classes."""
-    apart = sorted(set(map(_comparable, train.classes)) ^ set(map(_comparable, val.classes)))
+    mine, theirs = set(map(as_utf8, train.classes)), set(map(as_utf8, val.classes))
+    apart = sorted(mine ^ theirs)
     if apart:
-        inside = apart[0] in map(_comparable, train.classes)
-        where, other = ("train", "val") if inside else ("val", "train")
+        where, other = ("train", "val") if apart[0] in mine else ("val", "train")
         raise RunError(f"class {printable(apart[0])!r} is in {where}/ but not in {other}/; both need the same classes")
 
 
@@ -35,11 +34,11 @@ def match_classes(source: Source, classes: Sequence[str]) -> np.ndarray:
     Raises:
         UsageError: some are not among them, naming these.
     """
-    nameless = isinstance(source, Arrays) and (_numbered(source.classes) or _numbered(classes))
+    nameless = isinstance(source, Arrays) and (numbered(source.classes) or numbered(classes))
     if source.classes == tuple(classes) or nameless and len(source.classes) == len(classes):
         return np.arange(len(classes), dtype=np.int32)
-    places = {_comparable(name): i for i, name in enumerate(classes)}
-    unknown = [name for name in source.classes if _comparable(name) not in places]
+    places = {as_utf8(name): i for i, name in enumerate(classes)}
+    unknown = [name for name in source.classes if as_utf8(name) not in places]
     if unknown:
         names = ", ".join(printable(name) for name in unknown[:MOST_NAMED])
         more = f" and {len(unknown) - MOST_NAMED} more" if len(unknown) > MOST_NAMED else ""
@@ -47,7 +46,7 @@ def match_classes(source: Source, classes: Sequence[str]) -> np.ndarray:
             f"data.path: its classes {names}{more} are not among the {len(classes)} that the network was trained on; "
             f"rename their folders, or leave them out"
         )
-    return np.array([places[_comparable(name)] for name in source.classes], np.int32)
+    return np.array([places[as_utf8(name)] for name in source.classes], np.int32)
 
 
 def relabelled(source: Source, classes: Sequence[str]) -> Source:
@@ -57,10 +56,6 @@ def relabelled(source: Source, classes: Sequence[str]) -> Source:
     return source if same else Relabelled(source, tuple(classes), places[source.labels])
 
 
-def _numbered(classes: Sequence[str]) -> bool:
-    return list(classes) == [str(i) for i in range(len(classes))]
-
-
-def _comparable(name: str) -> str:
-    """A name as MindRecord files and JSON keep it: bytes that are no UTF-8 are all alike."""
-    return os.fsencode(name).decode("utf-8", "replace")
+def numbered(classes: Sequence[str] | None) -> bool:
+    """Whether classes have no names but their numbers."""
+    return not classes or list(classes) == [str(i) for i in range(len(classes))]

@@ -30,8 +30,12 @@ def table(rows: Iterable[Sequence[object]], head: Sequence[str] = (), align: str
     align = align or "".join(">" if _all_numbers([row[i] for row in body]) else "<" for i in range(count))
     top = _head_lines([*head, *[""] * (count - len(head))]) if any(head) else []
     widths = [max(map(_width, column), default=0) for column in zip(*top, *body)]
-    lines = (GAP.join(map(_padded, row, widths, align)).rstrip() for row in [*top, *body])
-    return "\n".join(f"{' ' * indent}{line}".rstrip() for line in lines)
+    lines = []
+    for row in [*top, *body]:
+        spaces = [" " * (width - _width(cell)) for cell, width in zip(row, widths)]
+        cells = (space + cell if side == ">" else cell + space for cell, space, side in zip(row, spaces, align))
+        lines.append(f"{' ' * indent}{GAP.join(cells)}".rstrip())
+    return "\n".join(lines)
 
 
 def _head_lines(head: Sequence[str]) -> list[list[str]]:
@@ -45,11 +49,6 @@ def _all_numbers(cells: list[str]) -> bool:
     """Whether a column is one of numbers; `-` stands for one that is not known."""
     cells = [cell for cell in cells if cell not in ("", "-")]
     return bool(cells) and all(re.match(r"[-+±]?\.?\d[^:]*$", cell) for cell in cells)
-
-
-def _padded(cell: str, width: int, side: str) -> str:
-    space = " " * (width - _width(cell))
-    return space + cell if side == ">" else cell + space
 
 
 def _width(text: str) -> int:
@@ -75,6 +74,11 @@ def shortened(text: str, most: int = MOST_OF_A_NAME) -> str:
     """A name or value of any length and content for an error: printable, its middle left out if it is long."""
     text = printable(text if len(text) <= 2 * most else f"{text[:most]}{text[-most:]}")
     return text if len(text) <= most else f"{text[: most * 2 // 3]}...{text[-(most // 3) + 3 :]}"
+
+
+def as_utf8(name: str) -> str:
+    """A file's name as MindRecord files and JSON keep it: of bytes that are no UTF-8 question marks."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def for_figure(name: str) -> str:

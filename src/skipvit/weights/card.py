@@ -110,11 +110,11 @@ def _scored(found: Any) -> bool:
 
 def _training_versions(trained: Trained) -> dict[str, str] | None:
     """Versions of the run's latest start, without what it says of the machine."""
-    if trained.run is None:
-        return None
-    starts = read_json(trained.run.path / "versions.json")
+    starts = read_json(trained.run.path / "versions.json") if trained.run else None
     latest = starts[-1] if isinstance(starts, list) and starts else None
-    return {name: str(latest[name]) for name in versions() if name in latest} if isinstance(latest, dict) else None
+    if not isinstance(latest, dict):
+        return None
+    return {name: str(latest[name]) for name in versions() if name in latest}
 
 
 def shareable(config: Config) -> dict[str, Any]:
@@ -138,7 +138,10 @@ def as_markdown(about: dict[str, Any]) -> str:
         "forward": f"{about['forward']} ({about['trained_forward']} was trained last)",
         "parameters": f"{about['parameters']:,}",
         "multiply-accumulates": f"{about['macs']:,} an image",
-        "tokens of its blocks": ", ".join(_tokens(block) for block in about["tokens_of_blocks"]),
+        "tokens of its blocks": ", ".join(
+            f"{b['attention']}" + (f" (MLP {b['mlp']})" if b["mlp"] != b["attention"] else "")
+            for b in about["tokens_of_blocks"]
+        ),
         "routes": "; ".join(map(json.dumps, about["routes"])) or "none",
         "weights": f"{weights['checkpoint']}, {'averaged' if weights['averaged'] else 'last'}",
         "classes": f"{len(about['classes'])}: {classes}",
@@ -158,13 +161,11 @@ def as_markdown(about: dict[str, Any]) -> str:
         "## Use": usage(about),
         "## Validation": _scores(about["metrics"]),
     }
-    return "\n".join(f"{title}\n\n{_fenced(text, title == '## Use')}\n" for title, text in sections.items())
-
-
-def _fenced(text: str, is_program: bool) -> str:
-    """Text in which nothing is Markdown."""
-    lines = text.replace("```", "'''")
-    return f"```{'python' if is_program else 'text'}\n{lines}\n```"
+    parts = []
+    for title, text in sections.items():
+        lines = text.replace("```", "'''")  # nothing inside is Markdown
+        parts.append(f"{title}\n\n```{'python' if title == '## Use' else 'text'}\n{lines}\n```\n")
+    return "\n".join(parts)
 
 
 def usage(about: dict[str, Any]) -> str:
@@ -195,10 +196,6 @@ def usage(about: dict[str, Any]) -> str:
         f'network = VisionTransformer({given}{act})\nnetwork.load_state_dict(load_file("{file}"))\n'
         "# It runs dense: timm has no routes."
     )
-
-
-def _tokens(block: dict[str, int]) -> str:
-    return f"{block['attention']}" + (f" (MLP {block['mlp']})" if block["mlp"] != block["attention"] else "")
 
 
 def _scores(found: dict[str, Any]) -> str:

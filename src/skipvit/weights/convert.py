@@ -10,7 +10,6 @@ from skipvit.util.errors import UsageError
 from skipvit.util.files import expanded
 from skipvit.util.text import printable
 from skipvit.weights.files import OURS, TIMM, read_weights, write_weights
-from skipvit.weights.layout import check
 
 ANY = ViTSpec(1, 1, 1)  # what it really is, the weights tell
 
@@ -34,9 +33,9 @@ def convert(source: Path, target: Path) -> str:
         raise UsageError(f"{target}: exists and is not overwritten; remove it or give another name")
     if not os.path.isdir(target.parent):
         raise UsageError(f"{target.parent}: no such folder; create it first")
-    timm, found = source.suffix == TIMM, read_weights(source)
-    spec = check(found.arrays, ANY, timm, source)
-    write_weights(spec.from_timm(found.arrays) if timm else spec.to_timm(found.arrays), target)
+    found = read_weights(source, ANY)
+    spec = found.spec
+    write_weights(spec.to_timm(found.arrays) if target.suffix == TIMM else found.arrays, target)
     lines = [
         f"{printable(str(target))}: {spec.parameters():,} parameters, depth {spec.depth}, width {spec.width}, "
         f"patch {spec.patch}, image {spec.image_size}, {spec.num_classes} classes"

@@ -26,7 +26,6 @@ from skipvit.weights import onnx
 from skipvit.weights.agreement import compare, normalised, real_images
 from skipvit.weights.card import LICENCE, as_markdown, card
 from skipvit.weights.files import read_weights, save_weights
-from skipvit.weights.layout import check as check_layout
 
 Format = Literal["mindir", "onnx", "safetensors"]
 FORMATS = get_args(Format)
@@ -101,7 +100,6 @@ def export(
 def _refuse(
     to: str, batch_sizes: Sequence[int], input: str, images: Iterable[str], check: int, tolerance: float
 ) -> None:
-    """Raises UsageError for options that cannot be followed."""
     if to not in FORMATS:
         raise UsageError(f"to: {to!r} is not one of {', '.join(FORMATS)}")
     if not batch_sizes or min(batch_sizes) < 1:
@@ -117,7 +115,6 @@ def _refuse(
 
 
 def _refuse_existing(folder: Path, stem: str, to: str, batch_sizes: Sequence[int]) -> None:
-    """Raises UsageError if a file is there already, or the folder cannot be one."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: not a folder; give another --out")
     names = [f"{stem}.{to}{end}" for end in ("", ".json", ".md")]
@@ -150,13 +147,14 @@ def _kept_if_whole(folder: Path) -> Iterator[Path]:
 def _written_weights(trained: Trained, path: Path) -> dict[str, Any]:
     """timm's names and shapes; read again and compared bit by bit. Raises RunError."""
     save_weights(trained.network, path)
-    theirs, spec = read_weights(path).arrays, trained.network.spec
-    check_layout(theirs, spec, True, path)
-    back = spec.from_timm(theirs)
+    spec = trained.network.spec
+    back = read_weights(path, spec).arrays
     for parameter in trained.network.get_parameters():
         if back[parameter.name].tobytes() != parameter.asnumpy().astype(np.float32, copy=False).tobytes():
             raise RunError(f"{path.name}: {parameter.name} is not as it was written; nothing is kept")
-    return row_of(path) | {"verified": f"read again: all {len(theirs)} arrays as in the checkpoint, bit by bit"}
+    return row_of(path) | {
+        "verified": f"read again: all {len(spec.timm_shapes())} arrays as in the checkpoint, bit by bit"
+    }
 
 
 def _written_graphs(
@@ -169,20 +167,16 @@ def _written_graphs(
     pixels: np.ndarray,
     tolerance: float,
 ) -> list[dict[str, Any]]:
-    """A verified file for each batch size.
-
-    Raises:
-        RunError: one cannot be written or run, or does not agree with the network.
-    """
+    """A verified file for each batch size. Raises RunError: one cannot be written or run, or does not agree."""
     given = pixels if input == "uint8" else normalised(pixels)
     expected = trained.predict(given)
-    write, run = (_write_mindir, _run_mindir) if to == "mindir" else (_write_onnx, _run_onnx)
+    write = _write_mindir if to == "mindir" else _write_onnx
     rows = []
     for size in tqdm(dict.fromkeys(batch_sizes), desc="exporting", unit=" files", leave=False, disable=None):
         path = folder / f"{stem}_b{size}.{to}"
         try:
-            path = write(trained, path, given[:1].repeat(size, 0))
-            found = in_batches(run(path), given, size)
+            path, run = write(trained, path, given[:1].repeat(size, 0))
+            found = in_batches(run, given, size)
         except (RunError, UsageError):
             raise
         except Exception as error:  # MindSpore, ONNX Runtime and protobuf raise many kinds
@@ -192,18 +186,16 @@ def _written_graphs(
     return rows
 
 
-def _write_mindir(trained: Trained, path: Path, batch: np.ndarray) -> Path:
-    """The file to load: that of MindSpore's graph where it keeps the weights beside it, above 1 GiB."""
+def _write_mindir(trained: Trained, path: Path, batch: np.ndarray) -> tuple[Path, Any]:
+    """Returns the file to load (that of MindSpore's graph where it keeps the weights beside it, above 1 GiB), and what
+    runs it."""
     ms.export(trained.probabilities, Tensor(batch), file_name=str(path), file_format="MINDIR")
-    return path if path.exists() else path.with_name(f"{path.stem}_graph.mindir")
-
-
-def _run_mindir(path: Path) -> Any:
+    path = path if path.exists() else path.with_name(f"{path.stem}_graph.mindir")
     cell: Any = nn.GraphCell(ms.load(str(path)))
-    return lambda batch: cell(Tensor(batch)).asnumpy()
+    return path, lambda batch: cell(Tensor(batch)).asnumpy()
 
 
-def _write_onnx(trained: Trained, path: Path, batch: np.ndarray) -> Path:
+def _write_onnx(trained: Trained, path: Path, batch: np.ndarray) -> tuple[Path, Any]:
     network, forward = trained.network, trained.probabilities.forward
     weights = {p.name: p.asnumpy().astype(np.float32, copy=False) for p in network.get_parameters()}
     if sum(value.nbytes for value in weights.values()) > LARGEST_ONNX:
@@ -211,20 +203,13 @@ def _write_onnx(trained: Trained, path: Path, batch: np.ndarray) -> Path:
     noise = forward.fixed_noise.asnumpy()[0]
     model = onnx.model_of(network.spec, forward.program, weights, noise, len(batch), batch.dtype == np.uint8)
     path.write_bytes(model.SerializeToString())
-    return path
-
-
-def _run_onnx(path: Path) -> Any:
     session = onnx.session(path)
-    return lambda batch: session.run([onnx.OUTPUT], {onnx.INPUT: batch})[0]
+    return path, lambda batch: session.run([onnx.OUTPUT], {onnx.INPUT: batch})[0]
 
 
 def row_of(path: Path) -> dict[str, Any]:
     """Name, size and checksum of a file, for the model card; the size is with the weights that lie beside it."""
     beside = path.with_name(path.name.replace("_graph.mindir", "_variables"))
     files = [path, *(sorted(beside.iterdir()) if beside.is_dir() else [])]
-    with open(path, "rb") as file:
-        checksum = hashlib.sha256()
-        while part := file.read(1 << 20):
-            checksum.update(part)
-    return {"file": path.name, "bytes": sum(file.stat().st_size for file in files), "sha256": checksum.hexdigest()}
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"file": path.name, "bytes": sum(file.stat().st_size for file in files), "sha256": checksum}

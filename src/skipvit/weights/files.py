@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,33 +14,36 @@ import safetensors
 from mindspore import Tensor, nn
 from safetensors.numpy import save_file
 
-from skipvit.engine.checkpoint import NOT_MODEL, averages, weights_of
+from skipvit.engine.checkpoint import averages, weights_of
 from skipvit.engine.checkpoint_file import LONGEST_NAME, MOST_DIMENSIONS, Record, read_entries, write_checkpoint
 from skipvit.routing.forward import Forward
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import expanded, read_bytes, replacing
 from skipvit.util.text import one_line, printable
-from skipvit.weights.layout import check
 
 TIMM, OURS = ".safetensors", ".ckpt"
 KINDS = {"F32": "Float32", "F16": "Float16", "BF16": "BFloat16"}
 CHECKSUM = "crc_num"  # MindSpore's: of all names and arrays, in order of the names
+HEAD = ("head.weight", "head.bias")
+MOST_NAMED = 8
 
 
 class Weights(NamedTuple):
     """What a file holds of a network.
 
     Attributes:
-        arrays: float32, by name, in the layout of the file.
+        arrays: float32, by name, in our layout.
+        spec: of the network that they are of, as far as weights tell.
         averaged: they are a run's averaged weights.
         widened: arrays that were of 16 bits.
         left_out: entries of the file that are not the network's.
     """
 
     arrays: dict[str, np.ndarray]
-    averaged: bool = False
-    widened: int = 0
-    left_out: int = 0
+    spec: Any
+    averaged: bool
+    widened: int
+    left_out: int
 
 
 def load_weights(network: nn.Cell, path: str | Path, averaged: bool = True) -> None:
@@ -55,9 +59,7 @@ def load_weights(network: nn.Cell, path: str | Path, averaged: bool = True) -> N
         RunError: it is damaged, or of another network.
     """
     path, cell = expanded(path), _backbone(network)
-    arrays, timm = read_weights(path, averaged).arrays, path.suffix == TIMM
-    check(arrays, cell.spec, timm, path)
-    arrays = cell.spec.from_timm(arrays) if timm else arrays
+    arrays = read_weights(path, cell.spec, averaged).arrays
     parameters = cell.parameters_dict()
     for name, parameter in parameters.items():
         if arrays[name].shape != parameter.shape:
@@ -82,15 +84,26 @@ def save_weights(network: nn.Cell, path: str | Path) -> None:
     write_weights(cell.spec.to_timm(arrays) if ending(path) == TIMM else arrays, path)
 
 
-def read_weights(path: Path, averaged: bool = False) -> Weights:
-    """Read a file of weights. What the arguments mean and what it raises: `load_weights`."""
-    if ending(path) == OURS:
-        entries = read_entries(path)
-        averaged = averaged and averages(entries)
-        records = weights_of(entries, averaged)
-        left_out = sum(name.startswith(NOT_MODEL) for name in entries)
-        return _decoded(path, records)._replace(averaged=averaged, left_out=left_out)
-    return _decoded(path, _read_safetensors(path))
+def read_weights(path: Path, spec: Any, averaged: bool = False, headless: bool = False) -> Weights:
+    """Read a file of complete weights. What it raises, and what `averaged` means: `load_weights`.
+
+    Args:
+        spec: of a network of the same kind; its numbers may be others.
+        headless: they may have no head.
+    """
+    timm = ending(path) == TIMM
+    entries = _read_safetensors(path) if timm else read_entries(path)
+    averaged = averaged and not timm and averages(entries)
+    records = entries if timm else weights_of(entries, averaged)
+    for name, record in records.items():
+        if record.kind not in KINDS.values():
+            raise RunError(
+                f"{path}: {printable(name)} is of type {record.kind}; weights are float32, float16 or bfloat16"
+            )
+    found = _checked({name: record.shape for name, record in records.items()}, spec, path, headless)
+    arrays = {name: record.array().astype(np.float32, copy=False) for name, record in records.items()}
+    widened = sum(record.kind != "Float32" for record in records.values())
+    return Weights(found.from_timm(arrays) if timm else arrays, found, averaged, widened, len(entries) - len(records))
 
 
 def write_weights(arrays: Mapping[str, np.ndarray], path: Path) -> None:
@@ -133,19 +146,43 @@ def _read_safetensors(path: Path) -> dict[str, Record]:
         raise RunError(f"{path}: not weights of a network (an array of too many dimensions, or too long a name)")
     kinds = {name: str(e["dtype"]) for name, e in entries.items()}
     return {
-        name: Record(KINDS.get(kinds[name], kinds[name]), tuple(e["shape"]), e["data"]) for name, e in entries.items()
+        name: Record(KINDS.get(k, k), tuple(entries[name]["shape"]), entries[name]["data"]) for name, k in kinds.items()
     }
 
 
-def _decoded(path: Path, records: Mapping[str, Record]) -> Weights:
-    """Raises RunError for arrays that are not of floats."""
-    for name, record in records.items():
-        if record.kind not in KINDS.values():
-            raise RunError(
-                f"{path}: {printable(name)} is of type {record.kind}; weights are float32, float16 or bfloat16"
-            )
-    arrays = {name: record.array().astype(np.float32, copy=False) for name, record in records.items()}
-    return Weights(arrays, widened=sum(record.kind != "Float32" for record in records.values()))
+def _checked(shapes: Mapping[str, tuple[int, ...]], spec: Any, source: Path, headless: bool) -> Any:
+    """The specification like `spec` that weights are of. Raises RunError: names are missing, unexpected or of the wrong
+    shape."""
+    found, timm = spec.like(shapes), source.suffix == TIMM
+    expected = found.timm_shapes() if timm else found.shapes()
+    if headless and not any(name in shapes for name in HEAD):
+        expected = {name: shape for name, shape in expected.items() if name not in HEAD}
+    faults = {
+        "missing": [name for name in expected if name not in shapes],
+        "unexpected": [printable(name) for name in shapes if name not in expected],
+        "wrong shape": [
+            f"{name} {shapes[name]} instead of {_wanted(name, expected[name], shapes[name], found)}"
+            for name in expected
+            if name in shapes and shapes[name] != expected[name]
+        ],
+    }
+    if any(faults.values()):
+        listed = []
+        for fault, names in faults.items():
+            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            listed += [f"{fault} {', '.join(names[:MOST_NAMED])}{more}"] if names else []
+        theirs = "a timm vit_* or deit_*, not distilled, without registers" + ("" if headless else ", with head")
+        raise RunError(f"{source}: {'; '.join(listed)}; give {theirs if timm else 'a checkpoint of this project'}")
+    return found
+
+
+def _wanted(name: str, expected: tuple[int, ...], shape: tuple[int, ...], spec: Any) -> str:
+    """The shape that there should be; of positions that no square grid has, what can be said."""
+    if name == "pos_embed":
+        patches = shape[-2] - spec.prefix if len(shape) > 1 else 0
+        if patches < 1 or math.isqrt(patches) ** 2 != patches:
+            return f"(1, {'1 + ' if spec.prefix else ''}a square, {expected[-1]})"
+    return str(expected)
 
 
 def _checksum(contents: Mapping[str, Any]) -> int:

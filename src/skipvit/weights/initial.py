@@ -4,41 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn
 
 from skipvit.config.config import Config
+from skipvit.data.classes import numbered
 from skipvit.models.positions import resized_positions
 from skipvit.runs.run import Run, run_of
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import expanded, read_json
-from skipvit.weights.files import TIMM, Weights, read_weights
-from skipvit.weights.layout import HEAD, check
+from skipvit.weights.files import HEAD, TIMM, Weights, read_weights
 
 TIMM_HEAD_WIDTH = 64
-
-
-@dataclass(frozen=True)
-class Found:
-    """Weights as they were found, in our layout.
-
-    Attributes:
-        spec: of the network that they are of; of its heads they tell nothing.
-        file: what was in the file, for what is said of it.
-        run: the run that trained them; None if it is not known.
-    """
-
-    path: Path
-    weights: dict[str, np.ndarray]
-    spec: Any
-    file: Weights
-    run: Run | None
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        return self.run.classes if self.run else classes_of_card(self.path, self.spec.num_classes)
 
 
 @dataclass(frozen=True)
@@ -73,22 +51,15 @@ def read_initial(config: Config, classes: tuple[str, ...] | None = None) -> Init
     """
     if not config.init.weights:
         return None
-    found = find(config, expanded(config.init.weights))
-    refuse_other_network(config, found)
-    return fitted(config, found, classes)
-
-
-def find(config: Config, path: Path) -> Found:
-    """Read a run's folder, a checkpoint or timm's weights. Raises as `read_initial`."""
+    path = expanded(config.init.weights)
     try:
         path = Run(path).checkpoint("best") if path.is_dir() else path
-        file = read_weights(path, config.init.averaged)
+        found = read_weights(path, config.model.spec(), config.init.averaged, headless=True)
     except UsageError as error:
         raise UsageError(f"init.weights: {error}") from None
-    timm = path.suffix == TIMM
-    spec = check(file.arrays, config.model.spec(), timm, path, headless=True)
-    weights = spec.from_timm(file.arrays) if timm else file.arrays
-    return Found(path, weights, spec, file, None if timm else run_of(path))
+    run = None if path.suffix == TIMM else run_of(path)
+    refuse_other_network(config, path, found, run)
+    return fitted(config, path, found, run, classes)
 
 
 def classes_of_card(path: Path, count: int) -> tuple[str, ...] | None:
@@ -100,54 +71,59 @@ def classes_of_card(path: Path, count: int) -> tuple[str, ...] | None:
     return tuple(names) if names != [f"class {i}" for i in range(count)] else None
 
 
-def refuse_other_network(config: Config, found: Found) -> None:
+def refuse_other_network(config: Config, path: Path, found: Weights, run: Run | None) -> None:
     """Raises UsageError for what cannot be fitted, with both values; RunError for weights that are not finite."""
     here, there = config.model.spec(), found.spec
     if there.patch != here.patch:
         raise UsageError(
-            f"{found.path}: its patches are {there.patch} pixels wide, model.patch is {here.patch}: the patch "
+            f"{path}: its patches are {there.patch} pixels wide, model.patch is {here.patch}: the patch "
             f"projection has a weight for every pixel of a patch and fits no other; set --model.patch {there.patch}"
         )
-    heads = found.run.config.model.spec().heads if found.run else here.heads  # weights do not tell
+    heads = run.config.model.spec().heads if run else here.heads  # weights do not tell
     numbers = {"width": (here.width, there.width), "depth": (here.depth, there.depth), "heads": (here.heads, heads)}
     for key, (mine, value) in numbers.items():
         if mine != value:
             raise UsageError(
-                f"{found.path}: {key} {value} there, model.{key} {mine} here; set model.name or --model.{key} {value}"
+                f"{path}: {key} {value} there, model.{key} {mine} here; set model.name or --model.{key} {value}"
             )
-    for name, value in found.weights.items():
+    for name, value in found.arrays.items():
         if not np.isfinite(value).all():
-            raise RunError(f"{found.path}: {name} holds numbers that are not finite; use an older checkpoint")
+            raise RunError(f"{path}: {name} holds numbers that are not finite; use an older checkpoint")
 
 
-def fitted(config: Config, found: Found, classes: tuple[str, ...] | None) -> Initial:
+def fitted(config: Config, path: Path, found: Weights, run: Run | None, classes: tuple[str, ...] | None) -> Initial:
     """The weights with a position embedding for the images' size, and with the head's rows of the run's own classes."""
-    here, there, weights, done = config.model.spec(), found.spec, dict(found.weights), []
-    if found.file.averaged:
+    here, there, weights, done = config.model.spec(), found.spec, dict(found.arrays), []
+    if found.averaged:
         done.append("averaged weights")
-    if found.file.widened:
-        done.append(f"widened to float32: {found.file.widened} arrays of 16 bits")
+    if found.widened:
+        done.append(f"widened to float32: {found.widened} arrays of 16 bits")
     if here.grid() != there.grid():
         weights["pos_embed"] = resized_positions(weights["pos_embed"], here.grid(), here.prefix)
         sides = f"from {there.grid()} x {there.grid()} to {here.grid()} x {here.grid()}"
         done.append(f"position embedding resized {sides} (bicubic)")
-    rows, said = head_rows(config, found, classes)
-    weights = {name: value for name, value in weights.items() if name not in HEAD}
-    weights |= {name: found.weights[name][rows] for name in HEAD if rows is not None}
+    names = run.classes if run else classes_of_card(path, there.num_classes)
+    rows, said = head_rows(config, there.num_classes, names, classes)
+    for name in HEAD:
+        value = weights.pop(name, None)
+        if rows is not None and value is not None:
+            weights[name] = value[rows]
     done += [said] if said else []
     if config.optim.train == "head":
         done.append("all but the head frozen")
-    line = ", ".join([f"starting from {found.path}: {len(weights)} arrays loaded", *done])
-    return Initial(weights, line, doubts(config, found))
+    line = ", ".join([f"starting from {path}: {len(weights)} arrays loaded", *done])
+    return Initial(weights, line, doubts(config, path, run))
 
 
-def head_rows(config: Config, found: Found, classes: tuple[str, ...] | None) -> tuple[np.ndarray | None, str]:
-    """Which rows of the head that was found the run's classes take, None for a new head; and what to say of it.
+def head_rows(
+    config: Config, there: int, names: tuple[str, ...] | None, classes: tuple[str, ...] | None
+) -> tuple[np.ndarray | None, str]:
+    """Which rows of a head of so many classes, which may have names, the run's classes take, None for a new head; and
+    what to say of it.
 
     Where both sides' names are known, each class takes its own row if all are there; else there must be as many.
     """
-    count, there, names = config.model.num_classes, found.spec.num_classes, found.classes
-    known = not numbered(classes) and not numbered(names)
+    count, known = config.model.num_classes, not numbered(classes) and not numbered(names)
     if config.init.head == "auto" and there:
         if classes and names and known and set(classes) <= set(names):
             rows = np.array([names.index(name) for name in classes])
@@ -158,26 +134,19 @@ def head_rows(config: Config, found: Found, classes: tuple[str, ...] | None) -> 
     return None, f"head new ({count} classes; there: {had})"
 
 
-def numbered(classes: tuple[str, ...] | None) -> bool:
-    """Whether classes have no names but their numbers."""
-    return not classes or list(classes) == [str(i) for i in range(len(classes))]
-
-
-def doubts(config: Config, found: Found) -> tuple[str, ...]:
+def doubts(config: Config, path: Path, run: Run | None) -> tuple[str, ...]:
     """What the weights themselves do not tell and may be wrong."""
     here, result = config.model.spec(), []
-    if found.run:
-        there = found.run.config.model.spec()
-        if there.gelu != here.gelu:
-            result.append(f"{found.path} was trained with model.gelu {there.gelu}, this run has {here.gelu}")
-    elif here.gelu == "tanh":
+    there = run.config.model.spec() if run else None
+    if there and there.gelu != here.gelu:
+        result.append(f"{path} was trained with model.gelu {there.gelu}, this run has {here.gelu}")
+    if not there and here.gelu == "tanh":
         result.append(
-            f"{found.path}: timm's and DeiT's weights are trained with the erf GELU, this run has tanh; "
-            f"use --model.gelu erf"
+            f"{path}: timm's and DeiT's weights are trained with the erf GELU, this run has tanh; use --model.gelu erf"
         )
-    if found.path.suffix == TIMM and here.width != TIMM_HEAD_WIDTH * here.heads:
+    if path.suffix == TIMM and here.width != TIMM_HEAD_WIDTH * here.heads:
         result.append(
-            f"{found.path} does not tell its number of heads; timm's and DeiT's are {TIMM_HEAD_WIDTH} wide, "
+            f"{path} does not tell its number of heads; timm's and DeiT's are {TIMM_HEAD_WIDTH} wide, "
             f"model.heads {here.heads} makes them {here.width // here.heads} wide"
         )
     return tuple(result)

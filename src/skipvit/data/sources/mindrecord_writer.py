@@ -20,7 +20,8 @@ from tqdm import tqdm
 from skipvit.data.sources.image_folder import ImageFolder
 from skipvit.data.sources.mindrecord import LENGTH, Manifest, Plan, ShardFile, index_path, manifest_path, read_manifest
 from skipvit.util.errors import RunError, UsageError
-from skipvit.util.files import flush, locked, make_folder, write_whole
+from skipvit.util.files import flush, lock, make_folder, write_whole
+from skipvit.util.text import as_utf8
 
 SCHEMA = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "name": {"type": "string"}}
 PLAN = "plan.json"
@@ -49,7 +50,7 @@ def convert(source: ImageFolder, out: Path, split: str, shard_size: int) -> str:
     names.update(source.labels.data)
     plan = Plan(
         shard_size=shard_size,
-        classes=[_text(name) for name in source.classes],
+        classes=[as_utf8(name) for name in source.classes],
         images=len(source),
         names_sha256=names.hexdigest(),
     )
@@ -60,10 +61,7 @@ def convert(source: ImageFolder, out: Path, split: str, shard_size: int) -> str:
         with tqdm(total=len(source), initial=kept, desc=split, unit=" images", leave=False, disable=None) as bar:
             for k in todo:
                 _write_shard(source, ranges[k], shards[k], work / "shard", bar)
-        files = [
-            ShardFile(file=shard.name, images=len(rows), bytes=_size(shard), index_bytes=_size(index_path(shard)))
-            for shard, rows in zip(shards, ranges)
-        ]
+        files = [_shard_file(shard, len(rows)) for shard, rows in zip(shards, ranges)]
         manifest = Manifest(**plan.model_dump(), shards=files)
         write_whole(manifest_path(out, split), manifest.model_dump_json(indent=1))
         (work / PLAN).unlink()
@@ -78,7 +76,7 @@ def _workplace(out: Path, split: str) -> Iterator[Path]:
     """The folder OUT/.<split>.part, this process's alone; removed at the end unless there is a plan to go on with."""
     work = out / f".{split}.part"
     make_folder(work, "folder", "OUT")
-    with locked(work / "lock", f"{out}: another skipvit mindrecord is writing {split} there; wait for it"):
+    with lock(work / "lock", f"{out}: another skipvit mindrecord is writing {split} there; wait for it"):
         try:
             yield work
         finally:
@@ -112,7 +110,12 @@ def _resume(plan: Plan, out: Path, split: str, work: Path) -> dict[str, ShardFil
 def _finished(shard: Path, known: ShardFile | None) -> bool:
     if not (shard.is_file() and index_path(shard).is_file()):
         return False
-    return known is None or (known.bytes, known.index_bytes) == (_size(shard), _size(index_path(shard)))
+    return known is None or known == _shard_file(shard, known.images)
+
+
+def _shard_file(shard: Path, images: int) -> ShardFile:
+    size, index_size = (path.stat().st_size for path in (shard, index_path(shard)))
+    return ShardFile(file=shard.name, images=images, bytes=size, index_bytes=index_size)
 
 
 def _write_shard(source: ImageFolder, rows: range, shard: Path, folder: Path, bar: tqdm) -> None:
@@ -164,19 +167,10 @@ def _buffers(source: ImageFolder, rows: range) -> Iterator[list[dict]]:
     records, size = [], 0
     for i in rows:
         image = source.read(i)
-        records.append({"image": image, "label": int(source.labels[i]), "name": _text(source.relative(i))})
+        records.append({"image": image, "label": int(source.labels[i]), "name": as_utf8(source.relative(i))})
         size += len(image)
         if size >= BUFFER:
             yield records
             records, size = [], 0
     if records:
         yield records
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
-
-
-def _text(name: str) -> str:
-    """A file name as MindRecord and JSON take it: bytes that are not UTF-8 become question marks."""
-    return os.fsencode(name).decode("utf-8", "replace")
