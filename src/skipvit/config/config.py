@@ -27,7 +27,7 @@ from skipvit.config.groups import (
 )
 from skipvit.config.imports import import_files
 from skipvit.config.older import translated
-from skipvit.config.phases import ForwardSpec, Phase, counted, forward_names, forwards, resolved
+from skipvit.config.phases import ForwardSpec, Phase, counted
 from skipvit.routing.program import Probe, Program, compile_program
 from skipvit.routing.spec import Route
 from skipvit.util.errors import UsageError
@@ -142,16 +142,45 @@ class Config(BaseSettings):
         return (init_settings,)
 
     def resolved_phases(self) -> tuple[Phase, ...]:
-        """Its phases in order: epochs, forward, data."""
-        return resolved(self)
+        """Its phases in order: epochs, forward, data. Raises ValidationError for an unknown augmentation."""
+        result, first = [], 0
+        for phase, forward in zip(self._listed(), self._forwards()):
+            end = first + (phase.epochs if isinstance(phase.epochs, int) else self.optim.epochs)
+            augment = AugmentConfig(**(self.augment.model_dump() | phase.augment))
+            own = self.at_size(forward.image_size).model_copy(update={"augment": augment})
+            result.append(Phase(phase.name or forward.name, first, end, forward.name, own))
+            first = end
+        return tuple(result)
 
     def forwards(self) -> dict[str, ForwardSpec]:
-        """Every forward that is trained or evaluated, by name."""
-        return forwards(self)
+        """Every forward that is trained or evaluated, by name: the dense and (if the run has routes) the routed one
+        first."""
+        result = {"dense": ForwardSpec("dense", (), self.model.side)}
+        if self.routes:
+            result["routed"] = ForwardSpec("routed", tuple(self.routes), self.model.side)
+        return result | {forward.name: forward for forward in self._forwards()}
+
+    def _listed(self) -> list[PhaseConfig]:
+        return self.phases or [PhaseConfig()]
+
+    def _forwards(self) -> list[ForwardSpec]:
+        """Of each phase, the forward that it trains.
+
+        `dense` has no routes, `routed` the run's, `phaseN` those that phase N (from 1) is the first to have; `@S`
+        behind it: on images of S pixels, if they are not the run's.
+        """
+        result: list[ForwardSpec] = []
+        for i, phase in enumerate(self._listed()):
+            routes = tuple(self.routes if phase.routes is None else phase.routes)
+            size = phase.image_size or self.model.side
+            name = "dense" if not routes else "routed" if routes == tuple(self.routes) else f"phase{i + 1}"
+            new = ForwardSpec(name if size == self.model.side else f"{name}@{size}", routes, size)
+            result.append(next((known for known in result if (known.routes, known.image_size) == (routes, size)), new))
+        return result
 
     def trained(self) -> str:
         """The forward that the last phase trains."""
-        return forward_names(self)[-1]
+        return self._forwards()[-1].name
 
     def main(self) -> str:
         """The forward whose accuracy is the run's main figure."""
@@ -208,13 +237,12 @@ class Config(BaseSettings):
         if share // batch > MOST_ACCUMULATION:
             raise UsageError(
                 f"{self.name}: its updates take {images} images, {share} a device, and data.batch_size "
-                f"{self.data.batch_size} would "
-                f"make {share // batch} batches of {batch} of them; use a data.batch_size that divides {share}"
+                f"{self.data.batch_size} would make {share // batch} batches of {batch} of them; use a data.batch_size "
+                f"that divides {share}"
             )
-        data, optim = {"batch_size": batch}, {"accumulate": share // batch}
-        return self.model_copy(
-            update={"data": self.data.model_copy(update=data), "optim": self.optim.model_copy(update=optim)}
-        )
+        data = self.data.model_copy(update={"batch_size": batch})
+        optim = self.optim.model_copy(update={"accumulate": share // batch})
+        return self.model_copy(update={"data": data, "optim": optim})
 
     def update_images(self, devices: int) -> int:
         """Images that an update takes on so many devices."""
@@ -222,9 +250,8 @@ class Config(BaseSettings):
 
     def peak_lr(self, devices: int) -> float:
         """Learning rate after warm-up, scaled to the images of an update."""
-        return self.optim.lr * (
-            self.update_images(devices) / self.optim.reference_batch if self.optim.reference_batch else 1
-        )
+        reference = self.optim.reference_batch
+        return self.optim.lr * (self.update_images(devices) / reference if reference else 1)
 
     def fingerprint(self) -> int:
         """A checksum of everything that several machines must have in common."""
@@ -262,15 +289,14 @@ def _check_forwards(config: Config) -> None:
     """Phases, routes, and the names of forwards."""
     for i, phase in enumerate(config.phases):
         try:
-            resolved(config.model_copy(update={"phases": [phase.model_copy(update={"epochs": config.optim.epochs})]}))
+            alone = phase.model_copy(update={"epochs": config.optim.epochs})
+            config.model_copy(update={"phases": [alone]}).resolved_phases()
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             key = ".".join(map(str, problem["loc"]))
-            if problem["type"] == "extra_forbidden":
-                raise ValueError(
-                    f"phases.{i}.augment.{key} is not a key{nearest(key, AugmentConfig.model_fields)}"
-                ) from None
-            raise ValueError(f"phases.{i}.augment.{key}: {problem['msg'].lower()}") from None
+            unknown = f" is not a key{nearest(key, AugmentConfig.model_fields)}"
+            said = unknown if problem["type"] == "extra_forbidden" else f": {problem['msg'].lower()}"
+            raise ValueError(f"phases.{i}.augment.{key}{said}") from None
         try:
             compile_program(config.model.spec(), phase.routes or (), image_size=phase.image_size)
         except ValueError as error:

@@ -12,11 +12,8 @@ from skipvit.util.text import one_line
 
 
 def import_files(paths: Any) -> list[str]:
-    """Import Python files by their paths; returns the absolute ones.
-
-    Raises:
-        ValueError: no such file, or it fails; one line that begins with the key.
-    """
+    """Import Python files by their paths; returns the absolute ones. Raises ValueError: no such file, or it fails; one
+    line that begins with the key."""
     names = [paths] if isinstance(paths, str) else paths
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"imports: a list of Python files, got {paths!r}")

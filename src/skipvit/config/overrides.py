@@ -14,11 +14,7 @@ Point = tuple[dict[str, Any], Values]  # of a grid: what to call it, by key or l
 
 def over(values: Values, changes: Values, where: str) -> Values:
     """Values with changes laid over them: mappings key by key, a dotted key (`optim.lr`, `routes.0.keep_ratio`) at its
-    place, anything else as a whole.
-
-    Raises:
-        UsageError: a dotted key leads nowhere; the line begins with `where`.
-    """
+    place, anything else as a whole. Raises UsageError: a dotted key leads nowhere; the line begins with `where`."""
     result = dict(values)
     for key, value in changes.items():
         first, _, rest = str(key).partition(".")
@@ -45,10 +41,7 @@ def _below(values: Any, key: str, value: Any, where: str) -> Any:
 
 def points(grid: Any, where: str) -> Iterator[Point]:
     """All combinations of a grid, whose axes are keys with lists of values, or labels with names and the keys of each.
-
-    Raises:
-        UsageError: it is no grid, or two axes set the same key.
-    """
+    Raises UsageError: it is no grid, or two axes set the same key."""
     for combination in itertools.product(*_axes(grid, where)):
         point: dict[str, Any] = {}
         keys: Values = {}

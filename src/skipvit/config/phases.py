@@ -1,16 +1,15 @@
-"""The phases of a run, resolved: stretches of epochs, each with what differs in it, and the forwards that they
-train."""
+"""The phases of a run: stretches of epochs, each with what differs in it, and the forwards that they train."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from skipvit.config.groups import PhaseConfig
 from skipvit.routing.spec import Route
 
 if TYPE_CHECKING:
     from skipvit.config.config import Config
-    from skipvit.config.groups import PhaseConfig
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,6 @@ class ForwardSpec:
     name: str
     routes: tuple[Route, ...]
     image_size: int
-
-    def same(self, other: ForwardSpec) -> bool:
-        return (self.routes, self.image_size) == (other.routes, other.image_size)
 
 
 @dataclass(frozen=True)
@@ -91,59 +87,3 @@ def _lengths(given: list[int | str | None], epochs: int) -> list[int]:
         result.append(end - border)
         border = end
     return result
-
-
-def resolved(config: Config) -> tuple[Phase, ...]:
-    """The phases of a run, in order."""
-    names, result, first = forward_names(config), [], 0
-    for phase, name in zip(_listed(config), names):
-        epochs = phase.epochs if isinstance(phase.epochs, int) else config.optim.epochs
-        result.append(Phase(phase.name or name, first, first + epochs, name, _with(config, phase)))
-        first += epochs
-    return tuple(result)
-
-
-def forwards(config: Config) -> dict[str, ForwardSpec]:
-    """Every forward that a run trains or evaluates, by name: the dense and (if the run has routes) the routed one
-    first."""
-    size = config.model.side
-    result = {"dense": ForwardSpec("dense", (), size)}
-    if config.routes:
-        result["routed"] = ForwardSpec("routed", tuple(config.routes), size)
-    for phase, name in zip(_listed(config), forward_names(config)):
-        result.setdefault(name, _forward(config, phase, name))
-    return result
-
-
-def forward_names(config: Config) -> list[str]:
-    """Of each phase, the name of the forward that it trains.
-
-    `dense` has no routes, `routed` the run's, `phaseN` those that phase N (from 1) is the first to have; `@S` behind
-    it: on images of S pixels, if they are not the run's.
-    """
-    known: list[ForwardSpec] = []
-    for i, phase in enumerate(_listed(config)):
-        found = _forward(config, phase, "")
-        base = "dense" if not found.routes else "routed" if found.routes == tuple(config.routes) else f"phase{i + 1}"
-        name = base if found.image_size == config.model.side else f"{base}@{found.image_size}"
-        name = next((other.name for other in known if other.same(found)), name)
-        known.append(ForwardSpec(name, found.routes, found.image_size))
-    return [forward.name for forward in known]
-
-
-def _listed(config: Config) -> list[PhaseConfig]:
-    from skipvit.config.groups import PhaseConfig
-
-    return config.phases or [PhaseConfig()]
-
-
-def _forward(config: Config, phase: PhaseConfig, name: str) -> ForwardSpec:
-    routes = config.routes if phase.routes is None else phase.routes
-    return ForwardSpec(name, tuple(routes), phase.image_size or config.model.side)
-
-
-def _with(config: Config, phase: PhaseConfig) -> Config:
-    """Raises pydantic's ValidationError for an augmentation that does not exist."""
-    augment = type(config.augment)(**(config.augment.model_dump() | phase.augment))
-    model = config.model.model_copy(update={"image_size": phase.image_size or config.model.side})
-    return config.model_copy(update={"augment": augment, "model": model})
