@@ -16,7 +16,7 @@ from skipvit.config.groups import AugmentConfig
 from skipvit.data import threads
 from skipvit.data.batches import COLUMNS, Batches
 from skipvit.data.broken import Broken
-from skipvit.data.order import PADDING, Order, Shard, training_steps
+from skipvit.data.order import PADDING, Shard, training_order, training_steps
 from skipvit.data.sources.arrays import Arrays, Subset
 from skipvit.data.sources.image_folder import open_split
 from skipvit.util.errors import RunError, Stopped
@@ -138,7 +138,7 @@ def test_a_batch_has_its_shapes_and_another_order_in_another_epoch_and_of_anothe
 
 def test_every_image_comes_to_every_place():
     """The first place of 2000 epochs: ten images, 200 times each on average."""
-    first = Counter(int(Order(10, 4, Shard(), 0, 1, 2).training(epoch)[0][0]) for epoch in range(2000))
+    first = Counter(int(training_order(10, 8, Shard(), 0, epoch)[0][0]) for epoch in range(2000))
     assert len(first) == 10 and 130 < min(first.values()) and max(first.values()) < 270
 
 
@@ -350,7 +350,7 @@ def test_a_broken_training_image_is_replaced_by_the_next_good_one(tmp_path, work
         assert Counter(labels.tolist()) == Counter([0, 0, 1, 2, 5, 5, 5, 6, 7, 8, 9, 10])
         assert (column(made, "image") == (labels * 5)[:, None, None, None]).all()
         # Where it stands in the epoch is where the broken one stood.
-        expected = [{3: 5, 4: 5, 11: 0}.get(i, i) for i in data.order.training(epoch)[0].tolist()]
+        expected = [{3: 5, 4: 5, 11: 0}.get(i, i) for i in training_order(12, 12, Shard(), 5, epoch)[0].tolist()]
         assert labels.tolist() == expected
     lines = path.read_text().splitlines()
     assert sorted(lines) == sorted(f"folder/{i}.png\tcannot identify image file" for i in BROKEN)
@@ -579,7 +579,7 @@ class Unanswered:
 @pytest.mark.parametrize("training", [True, False])
 def test_a_stop_is_heard_while_the_storage_does_not_answer(training):
     source, asked = Unanswered(), threading.Event()
-    data = batches(source, training=training, workers=2, interrupted=asked.is_set)
+    data = batches(source, training=training, workers=1, interrupted=asked.is_set)
     iterator = iter(data)
     next(iterator)
     threading.Timer(0.3, asked.set).start()

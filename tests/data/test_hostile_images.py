@@ -118,7 +118,7 @@ def test_after_a_resume_a_split_counts_its_own_broken_images(data, trained, spli
     listing = folder / "broken_images.txt"
     if split == "val" and (folder / "broken_images_val.txt").exists():
         listing = folder / "broken_images_val.txt"
-    batches = batches_of(config, open_source(config, split), 1, split == "train", listing=listing)()
+    batches = batches_of(config, open_source(config, split), 1, split == "train", listing=listing)
     assert batches.broken.names == data[1][split]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from skipvit.data.order import Order, Shard
+from skipvit.data.order import Shard, training_order
 
 # The storage answers for all images but some.
 CODE = """
@@ -44,7 +44,7 @@ def test_the_first_sigterm_saves_and_ends_the_run(tmp_path):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
     data = CONFIG["data"] | {"path": str(tmp_path / "data")}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(CONFIG | {"data": data}))
-    fourth = Order(32, 4, Shard(), seed=0, repeats=1, steps=8).training(0)[0][12:16]
+    fourth = training_order(32, 32, Shard(), seed=0, epoch=0)[0][12:16]
     words = [",".join(map(str, fourth)), "--config", str(tmp_path / "run.yaml"), "--runs", str(tmp_path)]
     process = subprocess.Popen([sys.executable, "-c", CODE, *words], stderr=subprocess.PIPE, text=True)
     metrics, limit = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120

@@ -192,7 +192,7 @@ def test_mean_loss_is_of_the_finite_ones_of_the_epoch(followed):
     assert len(twin.losses) == STEPS - len(BAD)
     assert np.isclose(run.state.mean_loss(), np.mean(twin.losses), rtol=1e-5)
     before = run.values()
-    run.state.begin_epoch()
+    run.state.clear()
     assert run.state.mean_loss() is None
     changed = {name for name, value in run.values().items() if not np.array_equal(value, before[name])}
     assert changed == {"trainer.loss_sum", "trainer.losses"}

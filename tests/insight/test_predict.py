@@ -165,7 +165,7 @@ def test_lines_a_sheet_and_exit_code_zero(tiny, shapes, tmp_path, capsys):
 def test_images_are_prepared_as_for_validation(tiny, shapes):
     """Saved as files, validation images are pixel by pixel what validation sees, whole for the built-in ones."""
     config = load_config(tiny[0] / "config.yaml")
-    ((expected, *_),) = list(batches_of(config, open_source(config, "val"), 1, False, batch_size=70)())
+    ((expected, *_),) = list(batches_of(config, open_source(config, "val"), 1, False, batch_size=70))
     ((good, found),) = list(prepared(config, Files(shapes[0]), 10, Bad({})))
     assert good == list(range(10)) and np.array_equal(found, expected[:10])
 
@@ -177,7 +177,7 @@ def test_large_images_are_cropped_as_for_validation(tiny, tmp_path):
     (tmp_path / "val" / "a").mkdir(parents=True)
     Image.fromarray(scene(np.random.default_rng(0), 100)).save(tmp_path / "val" / "a" / "0.png")
     source = open_source(config.model_copy(update={"model": config.model.model_copy(update={"num_classes": 1})}), "val")
-    ((expected, *_),) = list(batches_of(config, source, 1, False, batch_size=1)())
+    ((expected, *_),) = list(batches_of(config, source, 1, False, batch_size=1))
     ((_, found),) = list(prepared(config, Files([str(tmp_path / "val" / "a" / "0.png")]), 1, Bad({})))
     assert np.array_equal(found, expected)
 

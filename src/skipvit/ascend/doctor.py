@@ -260,7 +260,7 @@ def read_images(device: str, config: Config | None) -> Finding:
     from skipvit.data.open import batches_of, open_source
 
     small = small_run()
-    batches = batches_of(small, open_source(small, "train"), small.noise_width(), training=True)()
+    batches = batches_of(small, open_source(small, "train"), small.noise_width(), training=True)
     read = sum(len(images) for images, *_ in batches.dataset().create_tuple_iterator(num_epochs=1, output_numpy=True))
     found, broken = [f"{read} of the built-in images read"], []
     for split in ("train", "val"):

@@ -23,7 +23,7 @@ from skipvit.data.broken import Broken
 from skipvit.data.crops import validation_image
 from skipvit.data.decode import BrokenImage
 from skipvit.data.mixing import UNMIXED, mix_numbers
-from skipvit.data.order import PADDING, Order, Shard, training_steps
+from skipvit.data.order import PADDING, Shard, training_order, training_steps, validation_order
 from skipvit.data.sources import Source
 from skipvit.data.threads import Threads
 from skipvit.util.errors import DamagedRecord, RunError, Stopped
@@ -83,12 +83,11 @@ class Batches:
     problem: BaseException | None = field(default=None, init=False)
 
     def __post_init__(self):
-        images, per_step = len(self.source), self.batch_size * self.shard.world_size
+        images = len(self.source)
         if self.training:
             self.steps = training_steps(images, self.batch_size, self.shard, self.accumulate)
         else:
-            self.steps = -(-images // per_step)
-        self.order = Order(images, self.batch_size, self.shard, self.seed, self.augment.repeats, self.steps)
+            self.steps = -(-images // (self.batch_size * self.shard.world_size))
         self.broken = self.broken or Broken(images, 0.0)
 
     def dataset(self) -> GeneratorDataset:
@@ -102,12 +101,8 @@ class Batches:
         return self.of_epoch(self.epoch, self.first_step)
 
     def of_epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from a step on, made by threads, in order.
-
-        Raises:
-            RunError: too many broken images, or storage that fails.
-            Stopped: `interrupted` says so while a batch is not there yet.
-        """
+        """The batches of an epoch from a step on, made by threads, in order. Raises RunError: too many broken images,
+        or storage that fails; Stopped: `interrupted` says so while a batch is not there yet."""
         make = self._training_maker(epoch) if self.training else self._validation_maker()
         threads, waiting, wait_for_all = Threads(self.workers), deque(), True
         try:
@@ -135,7 +130,9 @@ class Batches:
         return future.result()
 
     def _training_maker(self, epoch: int):
-        indices, copies = self.order.training(epoch)
+        indices, copies = training_order(
+            len(self.source), self.steps * self.batch_size, self.shard, self.seed, epoch, self.augment.repeats
+        )
 
         def make(step: int) -> Batch:
             here = slice(step * self.batch_size, (step + 1) * self.batch_size)
@@ -151,7 +148,11 @@ class Batches:
         return make
 
     def _validation_maker(self):
-        indices = self.order.validation()
+        indices = validation_order(len(self.source), self.steps * self.batch_size, self.shard)
+
+        def prepare(data: bytes | np.ndarray) -> np.ndarray:
+            # Images that come as arrays are squares already: nothing is cropped.
+            return validation_image(data, self.image_size, 1.0 if isinstance(data, np.ndarray) else self.eval_crop)
 
         def make(step: int) -> Batch:
             images, labels, noise = self._empty()
@@ -160,16 +161,12 @@ class Batches:
                 if i == PADDING:
                     continue
                 noise[place] = np.random.default_rng([self.seed, 0, i]).random(self.noise_width, np.float32)
-                image = self._attempt(i, self._for_validation)
+                image = self._attempt(i, prepare)
                 if image is not None:
                     images[place], labels[place] = image, self.source.labels[i]
             return images, labels, noise, UNMIXED.copy()
 
         return make
-
-    def _for_validation(self, data: bytes | np.ndarray) -> np.ndarray:
-        # Images that come as arrays are squares already: nothing is cropped.
-        return validation_image(data, self.image_size, 1.0 if isinstance(data, np.ndarray) else self.eval_crop)
 
     def _empty(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         images = np.zeros((self.batch_size, self.image_size, self.image_size, 3), np.uint8)
@@ -194,12 +191,8 @@ class Batches:
         return None
 
     def _read(self, i: int) -> bytes | np.ndarray:
-        """Read an image; a storage that fails for a moment gets some time.
-
-        Raises:
-            BrokenImage: the file is bad.
-            RunError: the storage goes on failing.
-        """
+        """Read an image; a storage that fails for a moment gets some time. Raises BrokenImage: the file is bad;
+        RunError: the storage goes on failing."""
         for pause in (*RETRY_AFTER_S, None):
             try:
                 return self.source.read(i)

@@ -41,16 +41,12 @@ class Broken:
                 self.names.add(name)
                 self._list(f"{name}\t{reason}")
             count = len(self.names)
+        text = f"{name}: not an image that can be decoded ({reason})"
         if self.limit == 0:
-            raise RunError(
-                f"{name}: not an image that can be decoded ({reason}); replace it, remove it or allow data.broken_share"
-            )
+            raise RunError(f"{text}; replace it, remove it or allow data.broken_share")
         if count > self.limit:
             where = f"; they are listed in {self.path}: mend them and remove it" if self.path else ""
-            raise RunError(
-                f"{name}: not an image that can be decoded ({reason}), number {count}; data.broken_share {self.share} "
-                f"allows {self.limit}{where}"
-            )
+            raise RunError(f"{text}, number {count}; data.broken_share {self.share} allows {self.limit}{where}")
 
     def _read(self) -> None:
         try:
@@ -82,10 +78,9 @@ class Bad:
 def lost_classes(source: Source, broken: Broken) -> list[str]:
     """Classes all of whose images are broken: nothing of them is learnt."""
     counts = np.bincount(source.labels, minlength=len(source.classes))
-    few = np.flatnonzero((counts > 0) & (counts <= len(broken.names))).tolist()
-    return [source.classes[label] for label in few if _all_broken(source, label, broken)]
-
-
-def _all_broken(source: Source, label: int, broken: Broken) -> bool:
-    images = np.flatnonzero(source.labels == label).tolist()
-    return all(printable(source.name(i)) in broken.names for i in images)
+    lost = []
+    for label in np.flatnonzero((counts > 0) & (counts <= len(broken.names))).tolist():
+        images = np.flatnonzero(source.labels == label).tolist()
+        if all(printable(source.name(i)) in broken.names for i in images):
+            lost.append(source.classes[label])
+    return lost

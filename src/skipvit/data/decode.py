@@ -51,23 +51,19 @@ class BrokenImage(Exception):
     """One line: why a file is no image."""
 
 
-def decode(data: bytes | np.ndarray, smallest: tuple[int, int] | None = None) -> Image.Image:
+def decode(data: bytes | np.ndarray) -> Image.Image:
     """An upright RGB image.
 
     16-bit values keep their high byte; alpha is dropped. Unreadable EXIF data counts as upright.
 
     Args:
         data: an encoded file, as bytes or uint8 (n,), or pixels, uint8 (H, W, 3).
-        smallest: (width, height) that is large enough. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size if it
-            stays at least this large, which takes a fraction of the time.
 
     Raises:
         BrokenImage: Pillow cannot decode it, or it has over 500 megapixels.
     """
     with pillow_reasons():
         image, orientation = open_image(data)
-        if smallest:
-            draft(image, (smallest[1], smallest[0]) if orientation >= 5 else smallest)
         return turned(rgb(image), orientation)
 
 
@@ -109,7 +105,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def draft(image: Image.Image, smallest: tuple[int, int]) -> int:
-    """Have a JPEG decoded at 1/scale, still as large as `smallest` if the file is; others stay. Returns the scale."""
+    """Have a JPEG decoded at 1/scale (2, 4, 8), which takes a fraction of the time, still as large as `smallest` if the
+    file is; others stay. Returns the scale."""
     width = image.width
     drafted = image.draft(None, smallest)
     return round(width / drafted[1][2]) if drafted else 1

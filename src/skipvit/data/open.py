@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import chain
 from pathlib import Path
@@ -43,11 +43,8 @@ def open_source(config: Config, split: str, index: Path | None = None, classes: 
 
 
 def open_sources(config: Config, index: Path | None = None) -> tuple[Source, Source]:
-    """Training and validation images, of the same classes.
-
-    Raises:
-        UsageError, RunError: as `open_source`; classes that are in one of the two only.
-    """
+    """Training and validation images, of the same classes. Raises UsageError, RunError: as `open_source`; classes that
+    are in one of the two only."""
     train, val = (_opened(config, split, index) for split in ("train", "val"))
     refuse_other_classes(train, val)
     refuse_other_count(config, train, "train")
@@ -101,34 +98,32 @@ def batches_of(
     batch_size: int | None = None,
     listing: Path | None = None,
     broken: Broken | Bad | None = None,
-) -> Callable[..., Batches]:
-    """A function that makes the batches from an epoch and a step in it on (validation has but one epoch).
+    epoch: int = 0,
+    first_step: int = 0,
+) -> Batches:
+    """The batches of a source as a run prepares them.
 
     Args:
         listing: text file for the broken images.
         broken: counts them instead of the limit and the list that a run has.
+        epoch, first_step: where training begins.
     """
-    broken = broken or Broken(len(source), config.data.broken_share, listing)
-
-    def make(epoch: int = 0, first_step: int = 0) -> Batches:
-        return Batches(
-            source,
-            batch_size=batch_size or config.data.batch_size,
-            image_size=config.model.side,
-            noise_width=noise_width,
-            training=training,
-            seed=config.seed,
-            augment=config.augment,
-            eval_crop=config.data.eval_crop,
-            workers=config.data.workers,
-            accumulate=config.optim.accumulate,
-            shard=shard,
-            broken=broken,
-            epoch=epoch,
-            first_step=first_step,
-        )
-
-    return make
+    return Batches(
+        source,
+        batch_size=batch_size or config.data.batch_size,
+        image_size=config.model.side,
+        noise_width=noise_width,
+        training=training,
+        seed=config.seed,
+        augment=config.augment,
+        eval_crop=config.data.eval_crop,
+        workers=config.data.workers,
+        accumulate=config.optim.accumulate,
+        shard=shard,
+        broken=broken or Broken(len(source), config.data.broken_share, listing),
+        epoch=epoch,
+        first_step=first_step,
+    )
 
 
 def sample(
@@ -137,10 +132,8 @@ def sample(
     """Validation images by their positions: images, labels and noise, see `data.batches`. Those that cannot be decoded
     are black, and labelled as padding."""
     count = len(chosen)
-    batches = batches_of(
-        config, Subset(source, chosen.tolist()), noise_width, False, batch_size=count, broken=Broken(count, 1.0)
-    )
-    ((images, labels, noise, _),) = batches()
+    part, broken = Subset(source, chosen.tolist()), Broken(count, 1.0)
+    ((images, labels, noise, _),) = batches_of(config, part, noise_width, False, batch_size=count, broken=broken)
     return images, labels, noise
 
 
@@ -157,5 +150,5 @@ def prepared(config: Config, source: Source, batch_size: int, bad: Bad) -> Itera
     """
     if whole_images(config):
         config = config.model_copy(update={"data": config.data.model_copy(update={"eval_crop": 1.0})})
-    for images, labels, _, _ in batches_of(config, source, 1, False, batch_size=batch_size, broken=bad)():
+    for images, labels, _, _ in batches_of(config, source, 1, False, batch_size=batch_size, broken=bad):
         yield np.flatnonzero(labels != PADDING).tolist(), images

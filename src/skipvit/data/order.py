@@ -20,11 +20,8 @@ class Shard:
 
 
 def training_steps(images: int, batch: int, shard: Shard, accumulate: int = 1) -> int:
-    """Steps of all devices in an epoch: whole batches, and whole updates of `accumulate` batches.
-
-    Raises:
-        RunError: there is none.
-    """
+    """Steps of all devices in an epoch: whole batches, and whole updates of `accumulate` batches. Raises RunError:
+    there is none."""
     steps = images // (batch * shard.world_size * accumulate) * accumulate
     if not steps:
         times = f"{batch} x {shard.world_size}" + (f" x {accumulate}" if accumulate > 1 else "")
@@ -34,31 +31,20 @@ def training_steps(images: int, batch: int, shard: Shard, accumulate: int = 1) -
     return steps
 
 
-@dataclass(frozen=True)
-class Order:
-    """Which images a device sees in an epoch.
+def training_order(
+    images: int, count: int, shard: Shard, seed: int, epoch: int, repeats: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the `count` images that a device sees in an epoch, and numbers of their copies: int64 (count,) each.
 
-    Training: a new permutation each epoch, each image `repeats` times in a row and the whole cut to `steps` batches;
-    the copies of an image go to different devices where there are several (repeated augmentation, arXiv 1902.05509).
-    Validation: every image once, in order, filled up to whole batches with `PADDING`.
+    A new permutation each epoch, each image `repeats` times in a row, cut to what all devices take; the copies of an
+    image go to different devices where there are several (repeated augmentation, arXiv 1902.05509).
     """
+    order = np.random.default_rng([seed, epoch]).permutation(images)
+    places = np.arange(shard.rank, count * shard.world_size, shard.world_size)
+    return order[places // repeats], places % repeats
 
-    images: int
-    batch: int
-    shard: Shard
-    seed: int
-    repeats: int
-    steps: int
 
-    def training(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the images and numbers of their copies: int64 (steps * batch,) each."""
-        total = self.steps * self.batch * self.shard.world_size
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
-        places = np.arange(self.shard.rank, total, self.shard.world_size)
-        return order[places // self.repeats], places % self.repeats
-
-    def validation(self) -> np.ndarray:
-        """int64 (steps * batch,)."""
-        total = self.steps * self.batch * self.shard.world_size
-        indices = np.concatenate([np.arange(self.images), np.full(total - self.images, PADDING)])
-        return indices[self.shard.rank :: self.shard.world_size]
+def validation_order(images: int, count: int, shard: Shard) -> np.ndarray:
+    """A device's share of all images in order, filled up with `PADDING`: int64 (count,)."""
+    indices = np.concatenate([np.arange(images), np.full(count * shard.world_size - images, PADDING)])
+    return indices[shard.rank :: shard.world_size]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import mindspore as ms
-from mindspore import Parameter, nn
+from mindspore import nn
 
 from skipvit.config.config import Config
 from skipvit.engine.objectives import CrossEntropy, Mixer
@@ -33,13 +33,9 @@ def build_forward(
     probes: Iterable[Probe] = (),
 ) -> Forward:
     """One of the run's forwards over a network, by name."""
-    program = config.program(name, probes)
-    return Forward(network, program, formulation_of(config, device), outputs, config.seed)
-
-
-def formulation_of(config: Config, device: str) -> Formulation:
-    """`gather` or `matmul`, see `routing.select`."""
-    return config.routing if config.routing != "auto" else "matmul" if device == "ascend" else "gather"
+    auto: Formulation = "matmul" if device == "ascend" else "gather"
+    formulation = auto if config.routing == "auto" else config.routing
+    return Forward(network, config.program(name, probes), formulation, outputs, config.seed)
 
 
 def uses_float16(config: Config, device: str) -> bool:
@@ -51,19 +47,14 @@ def build_loss(config: Config, forward: nn.Cell, mixes: bool, image_size: int) -
     return CrossEntropy(forward, config.optim.label_smoothing, Mixer(image_size) if mixes else None)
 
 
-def trained_parameters(config: Config, network: nn.Cell) -> list[Parameter]:
-    """The parameters that a run trains; of all others no gradient is ever asked for, so the graph has no backward to
-    them."""
-    return [p for p in network.trainable_params() if config.optim.train == "all" or p.name.startswith("head.")]
-
-
 def build_optimizer(config: Config, network: nn.Cell, steps_per_epoch: int, world_size: int = 1) -> AdamW:
     """AdamW with the learning rates of the whole run; steps_per_epoch counts batches."""
     optim, spec = config.optim, config.model.spec()
     updates, peak = steps_per_epoch // optim.accumulate, config.peak_lr(world_size)
     warmup = round(optim.warmup_epochs * updates)
     rates = learning_rates(optim.epochs * updates, warmup, peak, min(optim.min_lr, peak))
-    parameters = trained_parameters(config, network)
+    # Of all others no gradient is ever asked for, so the graph has no backward to them.
+    parameters = [p for p in network.trainable_params() if optim.train == "all" or p.name.startswith("head.")]
     multipliers = tuple(optim.layer_decay ** (spec.depth + 1 - spec.layer(p.name)) for p in parameters)
     decayed = tuple(spec.decays(p.name, p.ndim) for p in parameters)
     return AdamW(parameters, rates, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay, multipliers, decayed)

@@ -91,11 +91,8 @@ def _all_sum() -> AllSum:
 
 
 def refuse_disagreement(numbers: dict[str, int], shard: Shard) -> None:
-    """Compare numbers over the devices: each device has its own, by what they are of, unsigned and below 2^33.
-
-    Raises:
-        RunError: they differ, naming the first.
-    """
+    """Compare numbers over the devices: each device has its own, by what they are of, unsigned and below 2^33. Raises
+    RunError: they differ, naming the first."""
     # Parts of 11 bits: their float32 sums are exact on up to 8192 devices.
     mine = np.array([[value >> 22, value >> 11 & 0x7FF, value & 0x7FF] for value in numbers.values()], np.float64)
     same = (sum_over_devices(mine, shard) == shard.world_size * mine).all(1)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from skipvit.config.config import Config
 from skipvit.config.phases import Phase
 from skipvit.data.batches import Batches
-from skipvit.data.broken import Broken, lost_classes
+from skipvit.data.broken import lost_classes
 from skipvit.data.open import batches_of
 from skipvit.data.order import Shard
 from skipvit.data.sources import Source
@@ -70,9 +70,8 @@ class StepWatch(Callback):
         )  # fmt: skip
         self.trainer.state.forget_overflow()  # of an evaluation before this
         if self.step == 0:
-            self.trainer.state.begin_epoch()
-        self.timed = 0
-        self.begun = time.perf_counter()
+            self.trainer.state.clear()
+        self.timed, self.begun = 0, time.perf_counter()
 
     def on_train_step_end(self, run_context):
         now = run_context.original_args()
@@ -102,14 +101,15 @@ class StepWatch(Callback):
         self.report.asnumpy()  # waits for the last step
         elapsed = time.perf_counter() - self.begun
         self.bar.close()
-        record: dict[str, Any] = self.trainer.state.record()
-        record["images_per_s"] = self.timed * self.images / elapsed if self.timed else None
         broken = self.batches.broken
-        assert isinstance(broken, Broken)
-        record["broken_images"] = len(broken.names)
+        record = self.trainer.state.record() | {
+            "images_per_s": self.timed * self.images / elapsed if self.timed else None,
+            "broken_images": len(broken.names),
+            "first_step_s": self.compile_s,
+        }
+        self.compile_s = 0.0
         for name in lost_classes(self.batches.source, broken):
             self.trainer.folder.warn(f"class {printable(name)}: none of its training images can be decoded")
-        record["first_step_s"], self.compile_s = self.compile_s, 0.0
         self.trainer.after_epoch(self.phase, self.position(), record)
         self.epoch, self.step = self.epoch + 1, 0
 
@@ -184,24 +184,13 @@ class Trainer:
             self.steps[key] = TrainStep(loss, self.optimizer, self.state, clip, self.average, world_size)
         return self.steps[key]
 
-    def train_batches(self, phase: Phase, epoch: int, step: int) -> Batches:
-        make = batches_of(
-            phase.config, self.splits.train, self.noise_width, True, self.shard, listing=self.folder.broken
-        )
-        batches = make(epoch, step)
-        batches.interrupted = self.stop.asked
-        return batches
-
     def val_batches(self, image_size: int) -> Batches:
         if image_size not in self.val:
-            model = self.config.model.model_copy(update={"image_size": image_size})
-            config = self.config.model_copy(update={"model": model})
-            make = batches_of(
-                config, self.splits.val, self.noise_width, False, self.shard, listing=self.folder.broken_val
-            )
-            self.val[image_size] = make()
-            if self.shard.world_size == 1:
-                self.val[image_size].interrupted = self.stop.asked
+            config, val, listing = self.config.at_size(image_size), self.splits.val, self.folder.broken_val
+            batches = batches_of(config, val, self.noise_width, False, self.shard, listing=listing)
+            if self.shard.world_size == 1:  # several devices agree about stopping with the next steps
+                batches.interrupted = self.stop.asked
+            self.val[image_size] = batches
         return self.val[image_size]
 
     def parameters(self) -> list:
@@ -209,12 +198,8 @@ class Trainer:
         return [*self.network.get_parameters(), *self.optimizer.get_parameters(), *self.state.saved()]
 
     def run(self, begin: Position = Position()) -> None:
-        """Train what is left after a position.
-
-        Raises:
-            Stopped: on SIGTERM or Ctrl-C, after saving.
-            RunError: too many broken images, too many overflows, a loss that is not a number, no checkpoint at the end.
-        """
+        """Train what is left after a position. Raises Stopped: on SIGTERM or Ctrl-C, after saving; RunError: too many
+        broken images, too many overflows, a loss that is not a number, no checkpoint at the end."""
         self.best = begin.best
         with self.stop:
             for phase in self.phases:
@@ -241,11 +226,14 @@ class Trainer:
             self.stretch(model, phase, first, 0, phase.end - first)
 
     def stretch(self, model: Model, phase: Phase, epoch: int, step: int, epochs: int) -> None:
-        batches = self.train_batches(phase, epoch, step)
+        train, listing = self.splits.train, self.folder.broken
+        batches = batches_of(
+            phase.config, train, self.noise_width, True, self.shard, listing=listing, epoch=epoch, first_step=step
+        )
+        batches.interrupted = self.stop.asked
         watch = StepWatch(self, phase, batches)
-        callbacks = [watch, *self.callbacks]
         try:
-            model.train(epochs, batches.dataset(), callbacks=callbacks, dataset_sink_mode=self.sink)
+            model.train(epochs, batches.dataset(), callbacks=[watch, *self.callbacks], dataset_sink_mode=self.sink)
         except RuntimeError as error:
             reason = batches.explain(error)
             if isinstance(reason, Stopped):
@@ -298,9 +286,8 @@ class Trainer:
         self.saved_at, self.saved_position = time.monotonic(), (position.epoch, position.step)
         if self.folder.writes:
             try:
-                keep = self.config.checkpoint.keep
-                self.written = checkpoint.save(self.folder.checkpoints, position, self.parameters(), keep)
-                self.unsaved = False
+                keep, folder = self.config.checkpoint.keep, self.folder.checkpoints
+                self.written, self.unsaved = checkpoint.save(folder, position, self.parameters(), keep), False
             except RunError as error:
                 self.unsaved = True
                 self.folder.warn(str(error))
@@ -350,12 +337,10 @@ class Trainer:
         return result
 
     def evaluate_forwards(self, suffix: str) -> dict[str, Scores]:
-        # Several devices agree about stopping with the next steps.
-        interrupted = (lambda: self.stop.name is not None) if self.shard.world_size == 1 else (lambda: False)
         result, forwards = {}, self.config.forwards()
         for name, step in self.evals.items():
             batches, label = self.val_batches(forwards[name].image_size), f"evaluating {name}{suffix}"
-            result[name + suffix] = evaluate(step, batches, self.shard, label, interrupted)
+            result[name + suffix] = evaluate(step, batches, self.shard, label)
         return result
 
     def refuse_nonsense(self, epoch: int, record: dict) -> None:

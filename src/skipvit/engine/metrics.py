@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import mindspore as ms
@@ -59,25 +58,15 @@ class Scores:
         return asdict(self)
 
 
-def evaluate(
-    step: Accuracy,
-    batches: Batches,
-    shard: Shard = Shard(),
-    label: str = "eval",
-    interrupted: Callable[[], bool] = lambda: False,
-) -> Scores:
-    """Run a whole validation set through one forward.
-
-    Raises:
-        Stopped: `interrupted` says so, between two batches.
-        RunError: too many broken images.
-    """
+def evaluate(step: Accuracy, batches: Batches, shard: Shard = Shard(), label: str = "eval") -> Scores:
+    """Run a whole validation set through one forward. Raises Stopped: `batches.interrupted` says so, between two
+    batches; RunError: too many broken images."""
     training = step.forward.network.training  # that of the steps that share it
     step.set_train(False)
     sums, timed, begun = np.zeros(4), 0, time.perf_counter()
     bar = tqdm(batches, total=batches.steps, desc=label, leave=False, disable=None, unit="batch")
     for i, (images, labels, noise, _) in enumerate(bar):
-        if interrupted():
+        if batches.interrupted():
             step.set_train(training)
             raise Stopped("stopped while evaluating")
         sums += step(Tensor(images), Tensor(labels), Tensor(noise)).asnumpy()

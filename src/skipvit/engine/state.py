@@ -93,7 +93,7 @@ class TrainingState(nn.Cell):
         self.overflows_in_a_row = _counter("overflows_in_a_row", ms.float32)
         self.gradient_norm = _counter("gradient_norm", ms.float32)  # of the latest update, before clipping
         self.rate = _counter("rate", ms.float32)
-        self.clear = Clear((self.loss_sum, self.losses))
+        self.clear = Clear((self.loss_sum, self.losses))  # as an epoch begins
         self.forget_overflow = ForgetOverflow()
         if ema_decay:
             self.put_aside, self.put_back = Copy(weights, self.spare), Copy(self.spare, weights)
@@ -118,10 +118,6 @@ class TrainingState(nn.Cell):
         """Its own parameters that belong to a checkpoint."""
         prefixes = ("ema.", "trainer.")
         return [p for p in self.get_parameters() if p.name.startswith(prefixes)]
-
-    def begin_epoch(self) -> None:
-        """The mean loss is of an epoch."""
-        self.clear()
 
     def mean_loss(self) -> float | None:
         """Mean loss of the epoch so far; None if no step's was finite."""

@@ -6,6 +6,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from skipvit.config.config import Config
+from skipvit.data.mixing import UNMIXED
 from skipvit.data.order import Shard
 from skipvit.engine.build import build_forward, build_loss, build_optimizer, build_state
 from skipvit.engine.devices import gradient_average
@@ -23,9 +24,8 @@ def training_step(config: Config, device: str, network: nn.Cell, name: str, worl
     """
     optimizer = build_optimizer(config, network, UPDATES_PER_EPOCH * config.optim.accumulate, world_size)
     forward, image_size = build_forward(config, device, network, name), config.forwards()[name].image_size
-    loss = build_loss(
-        config, forward, any(phase.config.augment.mixes for phase in config.resolved_phases()), image_size
-    )
+    mixes = any(phase.config.augment.mixes for phase in config.resolved_phases())
+    loss = build_loss(config, forward, mixes, image_size)
     average = gradient_average(optimizer.parameters, Shard(0, world_size))
     state = build_state(config, optimizer, device)
     return TrainStep(loss, optimizer, state, config.optim.clip_norm, average, world_size).set_train()
@@ -41,5 +41,4 @@ def random_batch(config: Config, name: str) -> tuple[Tensor, Tensor, Tensor, Ten
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
     labels = rng.integers(0, config.model.num_classes, batch).astype(np.int32)
     noise = rng.random((batch, config.noise_width()), np.float32)
-    unmixed = np.array([1, 0, 0, 0, 0, 1], np.float32)
-    return Tensor(images), Tensor(labels), Tensor(noise), Tensor(unmixed)
+    return Tensor(images), Tensor(labels), Tensor(noise), Tensor(UNMIXED)

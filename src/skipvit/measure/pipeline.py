@@ -53,7 +53,7 @@ def measure(config: Config, source: Source, threads: Iterable[int], seconds: flo
     """
     settings = [*(Setting(n, False) for n in threads), Setting(1, True)]
     update = config.data.batch_size * config.optim.accumulate
-    batches = batches_of(config, _chosen(source, update, 0), NOISE, training=True)()
+    batches = batches_of(config, _chosen(source, update, 0), NOISE, training=True)
     batches = replace(batches, accumulate=1, broken=Broken(len(source), config.data.broken_share))
     for setting in tqdm(settings, desc="first batches", disable=None, leave=False):
         _pass(batches, source, setting, 0)

@@ -53,6 +53,6 @@ def evaluate_checkpoint(
     for suffix in ("", "_ema") if checkpoint.has_average(path) else ("",):
         checkpoint.restore_weights(path, network, averaged=bool(suffix))
         for name, step in steps.items():
-            batches = batches_of(config.at_size(known[name].image_size), source, width, False, shard)()
+            batches = batches_of(config.at_size(known[name].image_size), source, width, False, shard)
             result[name + suffix] = metrics.evaluate(step, batches, shard, f"evaluating {name}{suffix}")
     return result

@@ -18,12 +18,8 @@ LARGEST = 2**31  # bytes; an image of 500 megapixels, which is refused, has fewe
 
 
 def read_image(path: str) -> bytes:
-    """The bytes of a regular file.
-
-    Raises:
-        BrokenImage: larger than any image.
-        OSError: it cannot be read; EINVAL if it is a pipe, a device or a folder, which are not tried.
-    """
+    """The bytes of a regular file. Raises BrokenImage: larger than any image; OSError: it cannot be read; EINVAL if it
+    is a pipe, a device or a folder, which are not tried."""
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > LARGEST:
             raise BrokenImage(f"larger than {LARGEST >> 30} GiB")

@@ -14,6 +14,7 @@ import time
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,9 +73,15 @@ class ImageFolder:
 
     def identity(self) -> list[bytes]:
         """All names, and the sizes of some files, evenly spaced: a million would take minutes on a shared disk."""
+
+        def size(i: int) -> int:
+            try:
+                return os.stat(self.name(i)).st_size
+            except OSError:
+                return -1  # it is not there
+
         with ThreadPoolExecutor(THREADS) as pool:
-            sizes = pool.map(_size, [self.name(i) for i in evenly_spaced(self, SIZED)])
-        return [self.names, np.fromiter(sizes, np.int64).tobytes()]
+            return [self.names, np.fromiter(pool.map(size, evenly_spaced(self, SIZED)), np.int64).tobytes()]
 
 
 class Folder(NamedTuple):
@@ -188,22 +195,13 @@ def _scan(folder: str) -> Folder:
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    try:
+    with suppress(OSError):  # a link into itself: a broken image, if its name is an image's
         return entry.is_dir()
-    except OSError:
-        return False  # a link into itself: a broken image, if its name is an image's
+    return False
 
 
 def _names(joined: str) -> list[str]:
     return joined.split("/")[:-1]
-
-
-def _size(path: str) -> int:
-    """Bytes of a file, -1 if it is not there."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
 
 
 def _stamp(folder: str) -> list[int]:
@@ -241,12 +239,9 @@ def _is_whole(folder: Folder) -> bool:
 
 
 def _save(index: Path, folders: dict[str, Folder]) -> None:
-    """Keep a listing. Failing only costs time."""
-    try:
+    with suppress(OSError):  # it only costs time
         index.parent.mkdir(parents=True, exist_ok=True)
         write_whole(index, zlib.compress(json.dumps([_kind(), folders]).encode(), 1))
-    except OSError:
-        pass
 
 
 def _kind() -> list:

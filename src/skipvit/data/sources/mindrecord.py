@@ -68,12 +68,8 @@ class MindRecord:
         return len(self.labels)
 
     def read(self, i: int) -> bytes:
-        """The encoded image.
-
-        Raises:
-            OSError: the shard cannot be opened or read.
-            DamagedRecord: the shard has changed since it was opened.
-        """
+        """The encoded image. Raises OSError: the shard cannot be opened or read; DamagedRecord: the shard has changed
+        since it was opened."""
         shard, _ = self._place(i)
         size = int(self.sizes[i])
         with open_regular(shard) as file:
@@ -109,12 +105,8 @@ def index_path(shard: Path) -> Path:
 
 
 def open_mindrecord(folder: Path, split: str) -> MindRecord:
-    """Open a split that `skipvit mindrecord` wrote.
-
-    Raises:
-        UsageError: no such folder, or no manifest in it.
-        RunError: the manifest is damaged; a shard is missing, cut off, or holds other images than the manifest says.
-    """
+    """Open a split that `skipvit mindrecord` wrote. Raises UsageError: no such folder, or no manifest in it; RunError:
+    the manifest is damaged; a shard is missing, cut off, or holds other images than the manifest says."""
     manifest = read_manifest(folder, split)
     shards = [folder / shard.file for shard in manifest.shards]
     rows = [_rows(path, shard, len(manifest.classes)) for path, shard in zip(shards, manifest.shards)]
@@ -130,12 +122,7 @@ def open_mindrecord(folder: Path, split: str) -> MindRecord:
 
 
 def read_manifest(folder: Path, split: str) -> Manifest:
-    """The manifest of a split.
-
-    Raises:
-        UsageError: there is none.
-        RunError: it cannot be read or is damaged.
-    """
+    """The manifest of a split. Raises UsageError: there is none; RunError: it cannot be read or is damaged."""
     path = manifest_path(folder, split)
     try:
         return Manifest.model_validate_json(read_bytes(path))

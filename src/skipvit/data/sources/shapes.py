@@ -36,21 +36,10 @@ def _arc(radius, start, stop, centre=(0.0, 0.0), points=40):
     return np.stack([np.cos(angle), np.sin(angle)], 1) * radius + centre
 
 
-def _star():
-    tips, notches = _arc(1, -90, 198, points=5), _arc(0.5, -54, 234, points=5)
-    return np.stack([tips, notches], 1).reshape(10, 2)
-
-
 def _heart():
     t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     return np.stack([16 * np.sin(t) ** 3, -y], 1)
-
-
-def _cross():
-    """A quarter, and what it becomes by quarter turns."""
-    x, y = np.array([(-1, -3.4), (1, -3.4), (1, -1)]).T
-    return np.concatenate([np.stack(turned, 1) for turned in ((x, y), (-y, x), (-x, -y), (y, -x))])
 
 
 def _unit(points):
@@ -59,6 +48,8 @@ def _unit(points):
     area = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
     return np.stack([x, y], 1) / np.sqrt(area)
 
+
+QUARTERS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # sine and cosine of the quarter turns
 
 # One closed outline per class. Ring and crescent run along their outer arc and back along the inner one.
 # Equal areas keep the object's size from telling its class.
@@ -69,8 +60,8 @@ OUTLINES = {
         "ring": np.concatenate([_arc(1, 0, 360), _arc(0.52, 360, 0)]),
         "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
         "triangle": _arc(1, -90, 150, points=3),
-        "star": _star(),
-        "cross": _cross(),
+        "star": np.stack([_arc(1, -90, 198, points=5), _arc(0.5, -54, 234, points=5)], 1).reshape(10, 2),
+        "cross": [(t * x - s * y, s * x + t * y) for s, t in QUARTERS for x, y in ((-1, -3.4), (1, -3.4), (1, -1))],
         "crescent": np.concatenate([_arc(1, 44.7, 315.3), _arc(0.75, 290.4, 69.6, (0.45, 0))]),
         "heart": _heart(),
         "arrow": [(-5, -1.5), (0, -1.5), (0, -4.5), (5, 0), (0, 4.5), (0, 1.5), (-5, 1.5)],

@@ -70,7 +70,7 @@ def dense_weights_routed(network: nn.Cell, device: str, name: str, arm: Arm, bas
         path = trained.run.checkpoint()
         checkpoint.restore_weights(path, network, averaged=base.forward.endswith("_ema"))
         source = open_source(config, "val", classes=trained.run.classes)
-        batches = batches_of(_at_size(config, name), source, config.noise_width(), False)()
+        batches = batches_of(_at_size(config, name), source, config.noise_width(), False)
         top1 = evaluate(step, batches, label=f"{base.label}, seed {seed}, along {arm.label}").top1
         result.append({"top1": top1} | of_checkpoint(trained, path))
     return result

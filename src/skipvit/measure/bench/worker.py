@@ -72,7 +72,7 @@ class Bench(Timed):
         # A phase may have images of its own.
         trained = [phase.config for phase in self.config.resolved_phases() if phase.forward == self.name]
         config, noise_width = (trained or [self.config])[0], self.batch[2].shape[1]
-        return partial(self._update, partial(next, _endless(batches_of(config, self.source, noise_width, True)())))
+        return partial(self._update, partial(next, _endless(batches_of(config, self.source, noise_width, True))))
 
     def _forward(self) -> Callable[[], Tensor]:
         return partial(self.train.loss, *self.batch, Tensor(1.0, ms.float32))
