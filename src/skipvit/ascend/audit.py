@@ -110,14 +110,10 @@ def operators_as_text(audited: Audited) -> str:
     rows = []
     for (name, unit), group in sorted(groups.items()):
         formats = sorted({dtype for operator in group for dtype, _ in operator.tensors()})
-        rows.append((name, len(group), unit, largest(group), " ".join(formats)))
+        largest = max((shape for operator in group for _, shape in operator.output.tensors), key=prod, default=())
+        rows.append((name, len(group), unit, largest, " ".join(formats)))
     head = ("operator", "count", "unit", "largest result", "number formats")
     return table(rows, head, align="<><<<", indent=2)
-
-
-def largest(group: list[Operator]) -> tuple[int, ...]:
-    """Shape of the largest result; () if there is none."""
-    return max((shape for operator in group for _, shape in operator.output.tensors), key=prod, default=())
 
 
 def findings_as_text(title: str, graphs: dict[str, Audited], chosen: Callable[[Verdict], bool]) -> list[str]:
@@ -130,19 +126,15 @@ def findings_as_text(title: str, graphs: dict[str, Audited], chosen: Callable[[V
     lines = [f"{title}:"] if places else []
     for (name, verdict), found in places.items():
         lines.append(f"  {name} ({verdict.unit}): {verdict.why}")
-        lines += [
-            f"    {line}" for line in Counter(f"{graph}: {shapes(o)} in {o.scope or 'the graph'}" for graph, o in found)
-        ]
+        lines += dict.fromkeys(f"    {graph}: {shapes(o)} in {o.scope or 'the graph'}" for graph, o in found)
         lines += [f"    source: {source}" for source in verdict.source.split("; ") if source]
     return [*lines, ""] if places else []
 
 
 def shapes(operator: Operator) -> str:
     """E.g. `float32 (128, 196) -> float32 (128, 88), int32 (128, 88)`."""
-    taken, given = (
-        ", ".join(f"{dtype} {shape}" for dtype, shape in side) for side in (operator.taken(), operator.output.tensors)
-    )
-    return f"{taken} -> {given}"
+    sides = (operator.taken(), operator.output.tensors)
+    return " -> ".join(", ".join(f"{dtype} {shape}" for dtype, shape in side) for side in sides)
 
 
 def as_dict(graphs: dict[str, Audited]) -> dict:

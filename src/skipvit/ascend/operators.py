@@ -69,17 +69,12 @@ def operators(model: Any) -> list[Operator]:
         values |= {p.name: Value((_tensor(p),)) for p in graph.parameter}
         values |= {i.name: Value(tuple(map(_tensor, i.tensor))) for i in graph.input}
         values |= {name: _result(node) for node in graph.node for name in node.output}
-    nodes = (node for graph in graphs for node in graph.node if node.op_type != "Constant")
-    fed = [Operator("Input", "", (), Value(tuple(map(_tensor, i.tensor)))) for i in model.graph.input]
-    return fed + [
-        Operator(
-            names.get(node.op_type.removeprefix("REF::"), "Call"),
-            node.domain,
-            tuple(values[name] for name in node.input),
-            values[node.output[0]],
-        )
-        for node in nodes
-    ]
+    result = [Operator("Input", "", (), Value(tuple(map(_tensor, i.tensor)))) for i in model.graph.input]
+    for node in (node for graph in graphs for node in graph.node if node.op_type != "Constant"):
+        name = names.get(node.op_type.removeprefix("REF::"), "Call")
+        inputs = tuple(values[name] for name in node.input)
+        result.append(Operator(name, node.domain, inputs, values[node.output[0]]))
+    return result
 
 
 def _tensor(proto: Any) -> Tensor:
@@ -159,11 +154,8 @@ def _last_axis(operator: Operator, limit: dict) -> str:
 
 def _least_k(operator: Operator, limit: dict) -> str:
     (_, shape), k = operator.taken()[0], operator.inputs[1].number
-    return (
-        f"k {k} of {prod(shape)} elements"
-        if k is not None and k < limit["k"] and prod(shape) > limit["elements"]
-        else ""
-    )
+    small = k is not None and k < limit["k"] and prod(shape) > limit["elements"]
+    return f"k {k} of {prod(shape)} elements" if small else ""
 
 
 CONDITIONS = {
