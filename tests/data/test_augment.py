@@ -15,7 +15,7 @@ from skipvit.data import augment as module
 from skipvit.data import crops, rand_augment
 from skipvit.data.augment import training_image
 from skipvit.data.crops import crop_box, validation_image
-from skipvit.data.decode import BrokenImage, decode
+from skipvit.data.decode import BrokenImage, decode, draft, open_image, rgb
 from skipvit.data.mixing import _cutmix, mix_numbers
 from skipvit.data.rand_augment import OPERATIONS
 
@@ -249,6 +249,12 @@ def test_a_lack_of_memory_is_not_the_images_fault(monkeypatch, error):
 # Decoding at a part of the size
 
 
+def drafted(data, smallest):
+    image, _ = open_image(data)
+    draft(image, smallest)
+    return rgb(image).size
+
+
 @pytest.mark.parametrize(
     "smallest, size",
     [
@@ -261,13 +267,12 @@ def test_a_lack_of_memory_is_not_the_images_fault(monkeypatch, error):
 )
 def test_a_large_jpeg_is_decoded_as_small_as_allowed(smallest, size):
     pixels = gradient(1600, 1200)
-    assert decode(encoded(pixels, "JPEG"), smallest).size == size
-    assert decode(encoded(pixels, "JPEG", exif=turned(6)), smallest[::-1]).size == size[::-1]
-    assert decode(encoded(Image.fromarray(pixels).convert("CMYK"), "JPEG"), smallest).size == size
+    assert drafted(encoded(pixels, "JPEG"), smallest) == size
+    assert drafted(encoded(Image.fromarray(pixels).convert("CMYK"), "JPEG"), smallest) == size
 
 
 def test_only_a_jpeg_is_decoded_smaller():
-    assert decode(encoded(gradient(160, 120), "PNG"), (20, 15)).size == (160, 120)
+    assert drafted(encoded(gradient(160, 120), "PNG"), (20, 15)) == (160, 120)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
