@@ -38,11 +38,6 @@ class Member:
         """None: it runs; below 0: the number of the signal that ended it."""
         return self.process.returncode
 
-    @property
-    def code(self) -> int:
-        """The exit code of one that has ended."""
-        return self.process.returncode
-
     def look(self) -> None:
         """Notice its end; what it had started ends with it."""
         if self.exit_code is None and self.process.poll() is not None:
@@ -147,7 +142,7 @@ class Job:
         ended = [member for member in running if member.exit_code not in (None, 0, SAVED)]
         if self.failed is None and ended:
             # A process that a signal ended before one that failed without it: a rank before the scheduler.
-            self.failed = min(ended, key=lambda member: (member.rank is None, member.code >= 0))
+            self.failed = min(ended, key=lambda member: (member.rank is None, (member.exit_code or 0) >= 0))
 
     def result(self) -> End:
         codes = {member.exit_code for member in self.ranks}
@@ -155,7 +150,7 @@ class Job:
         if self.stops and (self.failed is None or self.failed.exit_code in of_a_stop):
             return self.stopped(codes)
         if self.failed is not None:
-            code = self.failed.code
+            code = self.failed.exit_code or 0
             return End(code if code > 0 else 128 - code, f"error: {last_words(self.failed)}")
         return End(SAVED if SAVED in codes else 0)
 
@@ -191,7 +186,7 @@ def _wait(members: list[Member], seconds: float) -> list[Member]:
 
 def last_words(member: Member) -> str:
     """Why a process ended: its own error line, or its exit and the end of its log."""
-    lines, code = _lines(member.log), member.code
+    lines, code = _lines(member.log), member.exit_code or 0
     own = [line for line in lines if line.startswith("error: ")]
     if own and code > 0:
         return f"{member.name}: {own[-1].removeprefix('error: ')}"

@@ -25,17 +25,16 @@ from skipvit.util.errors import RunError
 from skipvit.util.files import expanded
 
 
-def open_source(config: Config, split: str, index: Path | None = None, classes: Sequence[str] | None = None) -> Source:
+def open_source(config: Config, split: str, classes: Sequence[str] | None = None) -> Source:
     """Images of a split, `train` or `val`.
 
     Args:
-        index: folder in which the list of an image folder's files is kept for the next start, or None.
         classes: names of the network's classes where they are known: labels are then theirs, by name.
 
     Raises:
         UsageError, RunError: a folder that is missing or not as it should be, a wrong number of classes, unknown ones.
     """
-    source = _opened(config, split, index)
+    source = _opened(config, split)
     if classes is not None:
         return relabelled(source, classes)
     refuse_other_count(config, source, split)
@@ -43,15 +42,21 @@ def open_source(config: Config, split: str, index: Path | None = None, classes: 
 
 
 def open_sources(config: Config, index: Path | None = None) -> tuple[Source, Source]:
-    """Training and validation images, of the same classes. Raises UsageError, RunError: as `open_source`; classes that
-    are in one of the two only."""
+    """Training and validation images, of the same classes.
+
+    Args:
+        index: folder in which the list of an image folder's files is kept for the next start, or None.
+
+    Raises:
+        UsageError, RunError: as `open_source`; classes that are in one of the two only.
+    """
     train, val = (_opened(config, split, index) for split in ("train", "val"))
     refuse_other_classes(train, val)
     refuse_other_count(config, train, "train")
     return train, relabelled(val, train.classes)
 
 
-def _opened(config: Config, split: str, index: Path | None) -> Source:
+def _opened(config: Config, split: str, index: Path | None = None) -> Source:
     data = config.data
     if data.kind == "shapes":
         count = data.train_size if split == "train" else data.val_size
@@ -143,11 +148,8 @@ def whole_images(config: Config) -> bool:
 
 
 def prepared(config: Config, source: Source, batch_size: int, bad: Bad) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Images prepared as for validation, of a run's source or `Files`.
-
-    Yields:
-        places of the good ones in the batch, and uint8 (batch_size, S, S, 3), in which the others are black.
-    """
+    """Images prepared as for validation, of a run's source or `Files`. Yields places of the good ones in the batch, and
+    uint8 (batch_size, S, S, 3), in which the others are black."""
     if whole_images(config):
         config = config.model_copy(update={"data": config.data.model_copy(update={"eval_crop": 1.0})})
     for images, labels, _, _ in batches_of(config, source, 1, False, batch_size=batch_size, broken=bad):

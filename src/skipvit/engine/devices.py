@@ -84,10 +84,7 @@ class AllSum(nn.Cell):
         return self.reduce(x)
 
 
-@lru_cache
-def _all_sum() -> AllSum:
-    """One cell for the whole run, so that each shape compiles once."""
-    return AllSum()
+_all_sum = lru_cache(AllSum)  # one cell for the whole run, so that each shape compiles once
 
 
 def refuse_disagreement(numbers: dict[str, int], shard: Shard) -> None:

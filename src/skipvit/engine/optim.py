@@ -87,11 +87,9 @@ class AdamW(nn.Cell):
         decayed = decayed or tuple(p.ndim == 2 for p in self.parameters)
         matrices = [p for p, decays in zip(self.parameters, decayed) if decays]
         self.matrices = ParameterTuple(matrices) if weight_decay and matrices else ()
-        scaled = multipliers is not None and any(multiplier != 1 for multiplier in multipliers)
-        self.multipliers = multipliers if scaled else None  # without, the graph has no trace of them
-        self.of_matrices = (
-            tuple(m for m, decays in zip(multipliers, decayed) if decays) if multipliers and scaled else None
-        )
+        # Without, the graph has no trace of them.
+        self.multipliers = multipliers if multipliers and any(multiplier != 1 for multiplier in multipliers) else None
+        self.of_matrices = tuple(m for m, decays in zip(self.multipliers or (), decayed) if decays)
 
     def construct(self, gradients, scale):
         """Update with gradients * scale (a float32 scalar); returns the learning rate used, float32 scalar."""

@@ -32,11 +32,8 @@ def training_step(config: Config, device: str, network: nn.Cell, name: str, worl
 
 
 def random_batch(config: Config, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the training step of a forward takes, `data.batch_size` images of no mixing.
-
-    Returns:
-        images uint8 (B, S, S, 3), labels int32 (B,), noise float32 (B, noise width), mixing float32 (6,).
-    """
+    """What the training step of a forward takes, `data.batch_size` images of no mixing. Returns images uint8 (B, S, S,
+    3), labels int32 (B,), noise float32 (B, noise width), mixing float32 (6,)."""
     batch, size, rng = config.data.batch_size, config.forwards()[name].image_size, np.random.default_rng(config.seed)
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
     labels = rng.integers(0, config.model.num_classes, batch).astype(np.int32)

@@ -41,11 +41,8 @@ def clean_environment() -> dict[str, str]:
 
 
 def followed_environment(cores: Collection[int] | None = None) -> dict[str, str]:
-    """As `clean_environment`, for a child that this process follows: see `settle`.
-
-    Args:
-        cores: those that the child is to keep to.
-    """
+    """As `clean_environment`, for a child that this process follows: see `settle`. `cores`: those that the child is to
+    keep to."""
     variables = clean_environment() | {LAUNCHER: str(os.getpid())}
     return variables | ({CORES: ",".join(map(str, sorted(cores)))} if cores else {})
 
@@ -85,10 +82,7 @@ def is_followed() -> bool:
 
 def end_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
     """Have the kernel send this process a signal when its parent ends, however it ends. If it has ended already, exit.
-
-    Args:
-        parent: the number of the process that started this one. It has to do so in a thread that lives as long as it.
-    """
+    `parent`: the number of the process that started this one. It has to do so in a thread that lives as long as it."""
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
     ctypes.CDLL(None).prctl(set_parent_death_signal, number, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the line above

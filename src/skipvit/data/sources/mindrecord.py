@@ -50,19 +50,14 @@ class Manifest(Plan):
 
 
 class MindRecord:
-    """Encoded images of one split, by index; 16 bytes an image in memory. No file is kept open.
+    """Encoded images of one split, by index; 16 bytes an image in memory. No file is kept open."""
 
-    Args:
-        shards: the .mindrecord files.
-        counts: images in each.
-        labels: int32 (n,).
-        starts: int64 (n,), where in its shard an image's length begins.
-        sizes: uint32 (n,), bytes of an image.
-    """
-
-    def __init__(self, shards: list[Path], counts: list[int], classes: tuple[str, ...], labels, starts, sizes):
-        self.shards, self.ends, self.classes = shards, np.cumsum(counts), classes
-        self.labels, self.starts, self.sizes = labels, starts, sizes
+    def __init__(self, folder: Path, manifest: Manifest):
+        self.shards = [folder / shard.file for shard in manifest.shards]
+        self.ends, self.classes = np.cumsum([shard.images for shard in manifest.shards]), tuple(manifest.classes)
+        rows = [_rows(path, shard, len(self.classes)) for path, shard in zip(self.shards, manifest.shards)]
+        labels, starts, sizes = np.concatenate(rows).T
+        self.labels, self.starts, self.sizes = labels.astype(np.int32), starts.copy(), sizes.astype(np.uint32)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -107,18 +102,7 @@ def index_path(shard: Path) -> Path:
 def open_mindrecord(folder: Path, split: str) -> MindRecord:
     """Open a split that `skipvit mindrecord` wrote. Raises UsageError: no such folder, or no manifest in it; RunError:
     the manifest is damaged; a shard is missing, cut off, or holds other images than the manifest says."""
-    manifest = read_manifest(folder, split)
-    shards = [folder / shard.file for shard in manifest.shards]
-    rows = [_rows(path, shard, len(manifest.classes)) for path, shard in zip(shards, manifest.shards)]
-    labels, starts, sizes = np.concatenate(rows).T
-    return MindRecord(
-        shards,
-        [shard.images for shard in manifest.shards],
-        tuple(manifest.classes),
-        labels.astype(np.int32),
-        starts.copy(),
-        sizes.astype(np.uint32),
-    )
+    return MindRecord(folder, read_manifest(folder, split))
 
 
 def read_manifest(folder: Path, split: str) -> Manifest:
@@ -139,7 +123,7 @@ def read_manifest(folder: Path, split: str) -> Manifest:
 
 
 def _rows(path: Path, shard: ShardFile, classes: int) -> np.ndarray:
-    """Label, start and size (`MindRecord`) of a shard's images: int64 (n, 3)."""
+    """Of a shard's images the label, where in the file its length begins, and its bytes: int64 (n, 3)."""
     for file, size in ((path, shard.bytes), (index_path(path), shard.index_bytes)):
         try:
             found = file.stat().st_size

@@ -85,11 +85,8 @@ def _workplace(out: Path, split: str) -> Iterator[Path]:
 
 
 def _resume(plan: Plan, out: Path, split: str, work: Path) -> dict[str, ShardFile]:
-    """Make sure that what `out` holds of a split, if anything, is part of the same plan; note the plan.
-
-    Returns:
-        What a manifest tells of each shard, by its name; empty without a manifest.
-    """
+    """Make sure that what `out` holds of a split, if anything, is part of the same plan; note the plan. Returns what a
+    manifest tells of each shard, by its name; empty without a manifest."""
     before: Plan | None = None
     if manifest_path(out, split).exists():
         before = read_manifest(out, split)
