@@ -24,7 +24,7 @@ def from_timm(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     (D, 3, P, P) becomes (D, P * P * 3); all else is passed on.
 
     Raises:
-        ValueError: a shape other than these; `weights.layout.check` checks them first.
+        ValueError: a shape other than these; `weights.files` checks them first.
     """
     ours = {}
     for name, value in params.items():
@@ -42,7 +42,7 @@ def to_timm(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The weights of our ViT in timm's layout, the inverse of `from_timm`, same order and dtypes.
 
     Raises:
-        KeyError, ValueError: q, k or v alone, or a shape that is not ours; `weights.layout.check` checks them first.
+        KeyError, ValueError: q, k or v alone, or a shape that is not ours; `weights.files` checks them first.
     """
     theirs = {}
     for name, value in params.items():
