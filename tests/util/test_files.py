@@ -12,7 +12,6 @@ from skipvit.util.files import (
     append_line,
     is_locked,
     lock,
-    locked,
     make_folder,
     open_regular,
     read_text,
@@ -73,7 +72,7 @@ def test_a_lock_is_kept_from_other_processes_and_ends_with_its_own(tmp_path):
             lock(path, "another one trains")
         other.kill()
     assert not is_locked(path)
-    with locked(path, "taken"):
+    with lock(path, "taken"):
         pass
 
 

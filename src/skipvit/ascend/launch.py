@@ -16,7 +16,7 @@ from skipvit.ascend.ranks import End, Job, Member, end
 from skipvit.util import processes
 from skipvit.util.cores import ascend_devices, cores
 from skipvit.util.errors import RunError, UsageError
-from skipvit.util.files import locked, make_folder, open_regular, rotate
+from skipvit.util.files import lock, make_folder, open_regular, rotate
 from skipvit.util.signals import stop_signals
 from skipvit.util.text import counted
 
@@ -148,13 +148,10 @@ def launch(
 @contextmanager
 def own_logs(log_dir: Path, node: int, ranks: list[int]) -> Iterator[None]:
     """The folder of the logs, those of a run before moved out of the way, and kept from another launcher of this part.
-
-    Raises:
-        UsageError: the folder cannot be made, or a launcher that runs writes there.
-    """
+    Raises UsageError: the folder cannot be made, or a launcher that runs writes there."""
     make_folder(log_dir, "folder of the logs", "--log_dir")
     taken = f"{log_dir}: another launcher writes its logs there; use another --log_dir, or wait for its end"
-    with locked(log_dir / f".launcher_{node}", taken):
+    with lock(log_dir / f".launcher_{node}", taken):
         for rank in ranks:
             rotate(log_dir / f"worker_{rank}.log")
         if node == 0:
@@ -177,10 +174,7 @@ def start(
     words: list[str], cluster: Cluster, devices: list[Device], log_dir: Path, reader: int, writer: int
 ) -> tuple[list[Member], Member | None]:
     """Start this machine's ranks and, on the first one, MindSpore's scheduler, which makes them known to each other.
-
-    Raises:
-        RunError: a process could not be started; those that could be have been ended.
-    """
+    Raises RunError: a process could not be started; those that could be have been ended."""
     members: list[Member] = []
     try:
         if cluster.has_scheduler and cluster.node == 0:

@@ -12,6 +12,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -21,19 +22,8 @@ from mindspore import Parameter, Tensor, dtype_to_nptype, nn
 
 from skipvit.engine.checkpoint_file import Damaged, Record, read_entries, write_checkpoint
 from skipvit.util.errors import RunError
+from skipvit.util.files import replacing
 
-__all__ = [
-    "BEST",
-    "Checkpoint",
-    "Damaged",
-    "Position",
-    "keep_best",
-    "read",
-    "read_fitting",
-    "read_run",
-    "restore_weights",
-    "save",
-]
 NOT_MODEL = ("optimizer.", "trainer.", "ema.")
 BEST = "best.ckpt"
 COPY_OF_WEIGHT = re.compile(r"^(optimizer\.moment\d|ema)\.")  # entries with the shape of a weight
@@ -98,26 +88,19 @@ def save(folder: Path, position: Position, parameters: Iterable[Parameter], keep
 
 
 def _remove(path: Path) -> None:
-    try:
+    with suppress(OSError):  # a file too many is no reason to stop
         path.unlink(missing_ok=True)
-    except OSError:
-        pass  # a file too many is no reason to stop
 
 
 def keep_best(path: Path) -> None:
-    """Make a checkpoint the best one: a second name of the same file, or a copy where there are no such names.
-
-    Raises:
-        RunError: it could not be done.
-    """
-    partial = path.parent / f".partial.{BEST}"
+    """Make a checkpoint the best one: a second name of the same file, or a copy where there are no such names. Raises
+    RunError: it could not be done."""
     try:
-        partial.unlink(missing_ok=True)
-        try:
-            os.link(path, partial)
-        except OSError:
-            shutil.copyfile(path, partial)
-        os.replace(partial, path.parent / BEST)
+        with replacing(path.parent / BEST) as partial:
+            try:
+                os.link(path, partial)
+            except OSError:
+                shutil.copyfile(path, partial)
     except OSError as error:
         raise RunError(f"{path.parent / BEST}: not written ({error.strerror})") from None
 

@@ -76,12 +76,8 @@ class Record(NamedTuple):
 
 
 def read_entries(path: Path) -> dict[str, Record]:
-    """The arrays of a checkpoint by name.
-
-    Raises:
-        UsageError: no such file.
-        Damaged: it cannot be read, is not a regular file, has no checksum or a wrong one, or is not what it should be.
-    """
+    """The arrays of a checkpoint by name. Raises UsageError: no such file; Damaged: it cannot be read, is not a regular
+    file, has no checksum or a wrong one, or is not what it should be."""
     if not os.path.lexists(path):
         raise UsageError(f"{path}: no such checkpoint; name a file, or last or best of a run")
     try:
@@ -199,11 +195,8 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 
 
 def write_checkpoint(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a checkpoint with its checksum, replacing the file as a whole.
-
-    Raises:
-        RunError: it could not be written; what was there before is untouched.
-    """
+    """Write a checkpoint with its checksum, replacing the file as a whole. Raises RunError: it could not be written;
+    what was there before is untouched."""
     disabled = logging.root.manager.disable
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ from skipvit.measure.cost import cost
 from skipvit.runs.run import read_records
 from skipvit.util.cores import ascend_devices, cores, memory_free
 from skipvit.util.errors import UsageError
-from skipvit.util.files import locked, make_folder, write_whole
+from skipvit.util.files import lock, make_folder, write_whole
 from skipvit.util.text import one_line, table
 
 SOURCE = "taken_from.txt"  # in a run's folder, if it was copied from another sweep: where it was trained
@@ -148,10 +147,10 @@ def refuse_changed(trial: Trial, path: Path) -> None:
             raise UsageError(f"{path}: {what}; remove its folder, or give the plan's file another name")
 
 
-def claimed(folder: Path) -> AbstractContextManager[None]:
+def claimed(folder: Path) -> BinaryIO:
     """The sweep's folder, kept from another sweep. Raises UsageError if it cannot be made, or another works in it."""
     make_folder(folder, "sweep's folder", "--runs")
-    return locked(folder / ".lock", f"{folder}: another sweep works in it; wait for its end or stop it")
+    return lock(folder / ".lock", f"{folder}: another sweep works in it; wait for its end or stop it")
 
 
 def take_over(trials: Iterable[Trial], folder: Path, source: Path) -> list[str]:

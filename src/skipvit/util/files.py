@@ -112,11 +112,8 @@ def read_text(path: str | bytes | Path, errors: str = "strict") -> str:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file, behind one that was left unfinished.
-
-    Raises:
-        OSError: it cannot be written, or is not a regular file.
-    """
+    """Add a line to a text file, behind one that was left unfinished. Raises OSError: it cannot be written, or is not a
+    regular file."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     with os.fdopen(handle, "r+b", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -135,9 +132,7 @@ def read_json(path: str | bytes | Path) -> Any:
 
 
 def lock(path: Path, message: str) -> BinaryIO:
-    """Keep a lock for as long as the file that is returned is open and this process lives.
-
-    On a file system without locks everybody gets it.
+    """Keep a lock for as long as the file that is returned, a context, is open and this process lives.
 
     Args:
         path: the lock's file; its folder must be there.
@@ -152,37 +147,30 @@ def lock(path: Path, message: str) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         file.close()
         raise UsageError(f"{path}: not a regular file, as a lock has to be; remove it")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _flock(handle):
         file.close()
-        raise UsageError(message) from None
-    except OSError:
-        pass  # a file system without locks
+        raise UsageError(message)
     return file
-
-
-@contextmanager
-def locked(path: Path, message: str) -> Iterator[None]:
-    """A context that has the lock of `lock`, and raises as it does."""
-    with lock(path, message):
-        yield
 
 
 def is_locked(path: Path) -> bool:
     """Whether another process has a lock. Nothing is made or changed."""
-    try:
-        handle = os.open(
-            path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
-        )  # network file systems lock what may be written
+    try:  # for writing: network file systems lock what may be written
+        handle = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False  # no such file
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass  # a file system without locks
+        return not _flock(handle)
     finally:
         os.close(handle)
-    return False
+
+
+def _flock(handle: int) -> bool:
+    """Lock a file, unless another process has; whether it did. On a file system without locks everybody gets it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
