@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +29,7 @@ from skipvit.runs.summary import as_text, summary
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import expanded, replacing, write_whole
 from skipvit.util.log import log
-from skipvit.util.text import one_line
+from skipvit.util.text import as_json, one_line
 from skipvit.weights.initial import Initial, read_initial
 
 Resume = Literal["never", "auto"]
@@ -263,7 +262,7 @@ def finish(
     macs = {name: forward_macs(spec, config.program(name)) for name in config.evaluated()}
     known = [record for record in read_records(folder.path) if record["epoch"] <= last["epoch"]]
     result = summary(by_epoch([*known, last]), config.best(), macs)
-    write_whole(folder.path / "summary.json", json.dumps(result, indent=2) + "\n")
+    write_whole(folder.path / "summary.json", as_json(result, 2) + "\n")
     write_whole(folder.path / "summary.txt", as_text(result) + "\n")
     log.info(as_text(result))
     for listing in (folder.broken, folder.broken_val):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -79,6 +80,16 @@ def summaries(folder):
 
 def begun(folder, name):
     return (folder / "runs/tiny" / name / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_runs_are_asked_with_the_signal_that_came_and_then_killed(tmp_path, number):
+    jobs, child = Jobs(tmp_path, (), {}, [], lambda line: None), Mock()
+    jobs.running = [child]
+    for sent in (number, signal.SIGKILL):
+        jobs.ask_to_stop(number)
+        jobs.hand_stops_on()
+        child.process.send_signal.assert_called_with(sent)
 
 
 @pytest.mark.slow

@@ -1,10 +1,22 @@
 """Tables line up, errors and names stay within a line, and a misspelt word finds what was meant."""
 
+import json
 import re
 
 import pytest
 
-from skipvit.util.text import counted, duration, for_figure, nearest, one_line, printable, shortened, size, table
+from skipvit.util.text import (
+    as_json,
+    counted,
+    duration,
+    for_figure,
+    nearest,
+    one_line,
+    printable,
+    shortened,
+    size,
+    table,
+)
 
 
 def test_numbers_to_the_right_names_to_the_left():
@@ -41,6 +53,15 @@ def test_long_values_lose_their_middle():
     for text in ("b" * 61 + "end", "b" * 10**6 + "end", "b" * 119 + "end"):
         assert len(shortened(text)) == 60 and re.fullmatch("b{40}[.]{3}b+end", shortened(text))
     assert len(shortened("\x1b" * 100)) == 60 and shortened("\n") == "\\n"
+
+
+def test_json_has_no_numbers_that_are_not_finite():
+    values = {"a": [1.5, float("nan"), (float("-inf"), None)], "b": {"c": float("inf"), "\udcff": True}}
+    text = as_json(values)
+    assert json.loads(text, parse_constant=lambda word: pytest.fail(word)) == {
+        "a": [1.5, None, [None, None]],
+        "b": {"c": None, "\udcff": True},
+    }
 
 
 def test_names_cannot_upset_a_terminal_or_a_figure():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from skipvit.cli.options import OneLineParser, from_words
 from skipvit.cli.trained import add_weights, checkpoint_of, config_of, run_of
 from skipvit.config.config import Config
 from skipvit.util.errors import UsageError
-from skipvit.util.text import printable, table
+from skipvit.util.text import as_json, printable, table
 
 EPILOG = """examples:
   python eval.py runs/skipvit_mini_shapes                the newest checkpoint of a run
@@ -38,7 +37,7 @@ def main(words: list[str]) -> None:
     if rank() == 0:
         result = {"checkpoint": str(path), "trained": config.trained()}
         result |= {name: found.as_dict() for name, found in scores.items()}
-        print(json.dumps(result) if options.json else as_text(result))
+        print(as_json(result) if options.json else as_text(result))
 
 
 def check(words: list[str]) -> Config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from skipvit.runs.trained import Trained
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import make_folder, read_bytes, replacing, write_whole
 from skipvit.util.log import log
-from skipvit.util.text import nearest, table
+from skipvit.util.text import as_json, nearest, table
 
 USUAL = ("cls_attention", "cls_attention_value", "inverse_cls_attention", "grid")
 MASK_TYPES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
@@ -87,7 +86,7 @@ def importance(
     saved = trained.run.checkpoints() if trained.run else []
     earlier = saved[: saved.index(trained.checkpoint)] if trained.checkpoint in saved else []
     result, kept = measure(trained, names, shown, earlier)
-    write_whole(folder / "importance.json", json.dumps(result, indent=2) + "\n")
+    write_whole(folder / "importance.json", as_json(result, 2) + "\n")
     write_whole(folder / "importance.txt", as_text(result) + "\n")
     figures = {
         "importance.png": figure_of_measures(result),

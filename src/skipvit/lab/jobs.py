@@ -77,6 +77,7 @@ class Jobs:
         self.epochs = {trial.name: self.count_epochs(trial) for trial in trials}
         self.begun, self.epochs_before = time.monotonic(), sum(self.epochs.values())
         self.stops, self.stops_handed_on, self.waited_for = 0, 0, set[str]()
+        self.asked = signal.SIGTERM  # with what the runs are asked: they say it
 
     def count_epochs(self, trial: Trial) -> int:
         """Epochs that a run has trained."""
@@ -109,9 +110,10 @@ class Jobs:
                 signal.signal(number, handler)
         self.conclude()
 
-    def ask_to_stop(self, *_) -> None:
+    def ask_to_stop(self, number: int = signal.SIGTERM, *_) -> None:
         """Signal handler."""
         self.stops += 1
+        self.asked = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
 
     def hand_stops_on(self) -> None:
         """First the runs save, then they are killed."""
@@ -119,7 +121,7 @@ class Jobs:
             if not self.stops_handed_on and self.running:
                 self.say("stopping: each run finishes its step and saves; once more kills")
             for child in self.running:
-                child.process.send_signal(signal.SIGKILL if self.stops > 1 else signal.SIGTERM)
+                child.process.send_signal(signal.SIGKILL if self.stops > 1 else self.asked)
             self.stops_handed_on = self.stops
 
     def end_all(self) -> None:

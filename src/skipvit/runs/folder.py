@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import shutil
@@ -21,7 +20,7 @@ from skipvit.runs.run import read_records
 from skipvit.util.errors import UsageError
 from skipvit.util.files import append_line, lock, make_folder, read_json, replacing, write_whole
 from skipvit.util.log import log
-from skipvit.util.text import one_line
+from skipvit.util.text import as_json, one_line
 
 
 class RunFolder:
@@ -129,7 +128,7 @@ class RunFolder:
             return
         path = self.path / "metrics.jsonl"
         try:
-            append_line(path, json.dumps(_finite(record), allow_nan=False))
+            append_line(path, as_json(record))
             if self.events is not None:
                 self.events.add(record)
         except OSError as error:
@@ -156,9 +155,3 @@ def versions() -> dict[str, str]:
         "numpy": numpy.__version__,
         "python": platform.python_version(),
     }
-
-
-def _finite(value):
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 MOST_OF_A_LINE = 300  # characters of an error that is not ours
 MOST_OF_A_NAME = 60  # characters of a name or value that somebody else wrote
@@ -79,6 +82,19 @@ def shortened(text: str, most: int = MOST_OF_A_NAME) -> str:
 def as_utf8(name: str) -> str:
     """A file's name as MindRecord files and JSON keep it: of bytes that are no UTF-8 question marks."""
     return os.fsencode(name).decode("utf-8", "replace")
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON; numbers that are not finite become null, as it has none."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def for_figure(name: str) -> str:

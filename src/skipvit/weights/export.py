@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from skipvit.runs.trained import Trained, in_batches
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import expanded
 from skipvit.util.log import log
-from skipvit.util.text import one_line
+from skipvit.util.text import as_json, one_line
 from skipvit.weights import onnx
 from skipvit.weights.agreement import compare, normalised, real_images
 from skipvit.weights.card import LICENCE, as_markdown, card
@@ -89,7 +88,7 @@ def export(
             pixels = real_images(trained, images, check)
             rows = _written_graphs(trained, partial, stem, to, batch_sizes, input, pixels, tolerance)
         about, name = card(trained, to, input, rows, licence), f"{stem}.{to}"
-        (partial / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        (partial / f"{name}.json").write_text(as_json(about, 2) + "\n", encoding="utf-8")
         (partial / f"{name}.md").write_text(as_markdown(about), encoding="utf-8")
     for row in rows:
         log.info(f"{folder / row['file']}: {row['bytes'] / 1e6:.1f} MB, {row['verified']}")
