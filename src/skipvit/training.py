@@ -155,6 +155,7 @@ def _train(
             callback.stop()
     if shard.rank == 0:
         finish(config, device, network, folder, splits, trainer.record)
+    devices.sum_over_devices(np.zeros(1), shard)  # they end together: none misses another that is done
 
 
 def refuse_changed(folder: RunFolder, config: Config) -> None:

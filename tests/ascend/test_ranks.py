@@ -170,6 +170,12 @@ def test_a_scheduler_that_lingers_is_ended_and_one_that_fails_ends_the_run(membe
     assert end.code == 4 and "the scheduler ended with exit code 4" in end.line
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_scheduler_that_misses_ranks_that_are_done_is_no_failure(member, code):
+    ranks = [member(rank, f"time.sleep(1.2); sys.exit({code})") for rank in range(2)]
+    assert Job(ranks, member(None, "time.sleep(0.5); sys.exit(4)")).follow().code == code
+
+
 def test_an_exit_code_without_a_word_is_told(job):
     running = job("sys.exit(7)")
     assert running.follow().code == 7

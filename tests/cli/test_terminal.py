@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from skipvit.cli import run
 from skipvit.util.log import log, show
 
@@ -41,16 +43,21 @@ def test_what_an_ascii_terminal_cannot_show_is_escaped():
     assert shown.stdout == "\\u732b caf\\xe9 \\udcff\n"
 
 
-def test_a_command_ends_without_taking_the_interpreter_down():
-    """Threads of MindSpore's that are still there then can crash it, now and then, after all is done."""
-    script = """
-import atexit, sys
+@pytest.mark.parametrize("connected", [None, False, True])
+def test_a_command_ends_without_taking_the_interpreter_down(connected):
+    """Threads of MindSpore's that are still there then can crash it, now and then, after all is done; of ranks on CPU
+    so can the end of MindSpore's connections."""
+    script = f"""
+import atexit, sys, types
 from skipvit.cli import door
 class Last:
     def __del__(self): print("down")
 last = Last()
 atexit.register(print, "hooks")
+if {connected} is not None:
+    sys.modules["skipvit.engine.devices"] = types.SimpleNamespace(connected_on_cpu=lambda: {connected})
 door("cost", ["--config", "nowhere.yaml"])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "hooks\n") and "nowhere.yaml: no such config file" in done.stderr
+    assert (done.returncode, done.stdout) == (2, "" if connected else "hooks\n")
+    assert "nowhere.yaml: no such config file" in done.stderr

@@ -15,7 +15,7 @@ from skipvit.util.processes import SAVED, kill_group, signal_name
 LOOK_EVERY_S = 0.2
 OTHERS_END_WITHIN_S = 10  # after one process failed: the others wait for it in an exchange, or fail for the same reason
 SAVING_ENDS_WITHIN_S = 120  # after a stop was asked for, where one has ended already
-SCHEDULER_ENDS_WITHIN_S = 20
+SCHEDULER_ENDS_WITHIN_S = 3  # after the ranks, which need it no more
 KILLED_WITHIN_S = 10
 END_OF_LOG = 15  # lines
 STOPPED = 130
@@ -147,6 +147,8 @@ class Job:
     def result(self) -> End:
         codes = {member.exit_code for member in self.ranks}
         of_a_stop = (-signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL, STOPPED)
+        if self.failed is self.scheduler and codes <= {0, SAVED}:
+            self.failed = None  # it misses ranks that are done
         if self.stops and (self.failed is None or self.failed.exit_code in of_a_stop):
             return self.stopped(codes)
         if self.failed is not None:

@@ -88,11 +88,13 @@ def failed(why: str, code: int = 1) -> int:
 def door(command: str, words: list[str]) -> NoReturn:
     """Run a command as this process, and end it.
 
-    The interpreter is not taken down: threads of MindSpore that are still there then can end the process by SIGSEGV,
-    after all is done, and a launcher takes that for a failure.
+    The interpreter is not taken down, and ranks on CPU do not take MindSpore's connections down either: its threads can
+    end the process by SIGSEGV meanwhile, after all is done, and a launcher takes that for a failure.
     """
     code = run(command, words)
-    atexit._run_exitfuncs()  # MindSpore's leave the other processes and free the device
+    devices = sys.modules.get("skipvit.engine.devices")  # not imported: nothing was computed
+    if devices is None or not devices.connected_on_cpu():
+        atexit._run_exitfuncs()  # MindSpore's free the device
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # a pipe that nobody reads any more
             stream.flush()

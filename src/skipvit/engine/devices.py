@@ -105,6 +105,11 @@ def sum_over_devices(values: np.ndarray, shard: Shard) -> np.ndarray:
     return _all_sum()(Tensor(values.astype(np.float32))).asnumpy().astype(np.float64)
 
 
+def connected_on_cpu() -> bool:
+    """Whether this process has joined others on CPU."""
+    return communication.GlobalComm.INITED and communication.GlobalComm.BACKEND == "mccl"
+
+
 def rank() -> int:
     """This process's number in the run; 0 of a single one."""
     return _variable("RANK_ID", 0) if world_size() > 1 else 0
