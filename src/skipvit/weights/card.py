@@ -102,10 +102,9 @@ def _metrics(trained: Trained) -> dict[str, Any]:
     return {"epoch": epoch, "exported": exported, "validation": record["val"]}
 
 
-def _scored(found: Any) -> bool:
-    """Whether what a log says of an evaluation is what it should be."""
-    rows = found.values() if isinstance(found, dict) else [None]
-    return all(isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in SCORES) for row in rows)
+def _scored(val: dict[str, dict[str, Any]] | None) -> bool:
+    """Whether a log has an evaluation with every score."""
+    return bool(val) and all(isinstance(row.get(key), int | float) for row in val.values() for key in SCORES)
 
 
 def _training_versions(trained: Trained) -> dict[str, str] | None:
