@@ -66,6 +66,16 @@ def test_every_recipe_is_valid_and_named_as_its_file(path):
     assert config.name in (path.stem, path.stem.removesuffix("_cpu"))
 
 
+@pytest.mark.parametrize("name", ["loop.py", "a\0b.py", "\ud800.py", "ends.py", "latin.py", "folder.py"])
+def test_imports_that_fail_are_one_line_with_their_key(tmp_path, name):
+    (tmp_path / "loop.py").symlink_to("loop.py")
+    (tmp_path / "ends.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "latin.py").write_bytes(b"name = '\xe9'\n")
+    (tmp_path / "folder.py").mkdir()
+    with pytest.raises(ValidationError, match="imports.0: .*(is not a Python file|cannot be imported)"):
+        Config(**SMALL, imports=[str(tmp_path / name)])
+
+
 def test_a_file_that_is_like_none_has_no_neighbour(tmp_path):
     (tmp_path / "twice.yaml").touch()
     with pytest.raises(UsageError, match="quixotry.yaml: no such config file$"):

@@ -16,6 +16,7 @@ from skipvit.util.files import (
     open_regular,
     read_text,
     replacing,
+    resolved,
     rotate,
     write_whole,
 )
@@ -124,6 +125,13 @@ def test_a_pipe_in_the_way_of_a_file_that_is_replaced_or_a_log_that_is_begun(tmp
     os.mkfifo(tmp_path / "worker_0.log")
     assert in_time(rotate, tmp_path / "worker_0.log") is None
     assert sorted(os.listdir(tmp_path)) == ["about.json", "worker_0.log.1"]
+
+
+def test_a_path_without_links(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert resolved(tmp_path / "link" / ".." / "link") == tmp_path.resolve() / "file"
+    assert resolved(tmp_path / "loop").name == "loop" and resolved("a\0b").name == "a\0b"
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

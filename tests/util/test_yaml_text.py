@@ -37,6 +37,7 @@ WRONG = [
     ('"\\e[31m": 1\n"\\e[31m": 2', "\\x1b[31m is there twice"),
     ("? [a]\n: 1", "unhashable"),
     ("a: 1\n---\nb: 2", "another document"),
+    ('a: "\\ud800"', "line 1, column 4: not valid YAML ('\\ud800' is not of the type str)"),
     ("\x00", "special characters are not allowed"),
     ("a: *b", "undefined alias"),
 ]

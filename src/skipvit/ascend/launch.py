@@ -16,7 +16,7 @@ from skipvit.ascend.ranks import End, Job, Member, end
 from skipvit.util import processes
 from skipvit.util.cores import ascend_devices, cores
 from skipvit.util.errors import RunError, UsageError
-from skipvit.util.files import lock, make_folder, open_regular, rotate
+from skipvit.util.files import lock, make_folder, open_regular, resolved, rotate
 from skipvit.util.signals import stop_signals
 from skipvit.util.text import counted
 
@@ -200,7 +200,7 @@ def common_variables(cluster: Cluster, own_cores: set[int] | None = None) -> dic
     """Variables of all processes: those by which MindSpore documents that they find each other."""
     variables = processes.followed_environment(own_cores) | {"RANK_SIZE": str(cluster.world_size)}
     if cluster.rank_table is not None:
-        variables["RANK_TABLE_FILE"] = str(cluster.rank_table.resolve())
+        variables["RANK_TABLE_FILE"] = str(resolved(cluster.rank_table))
     if cluster.has_scheduler:
         variables |= {
             "MS_WORKER_NUM": str(cluster.world_size),

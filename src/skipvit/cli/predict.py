@@ -10,7 +10,7 @@ from pathlib import Path
 from skipvit.cli.options import OneLineParser, from_words
 from skipvit.cli.trained import add_trained, config_of, trained
 from skipvit.util.errors import RunError, UsageError
-from skipvit.util.files import replacing
+from skipvit.util.files import replacing, resolved
 from skipvit.util.text import printable
 
 SHEET_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
@@ -53,7 +53,7 @@ def main(words: list[str]) -> None:
         raise UsageError(f"--show: {show} does not end in one of {', '.join(SHEET_ENDINGS)}")
     if show and not show.absolute().parent.is_dir():
         raise UsageError(f"--show: {show.parent} is not a folder; create it first")
-    if show and show.exists() and any(show.resolve().is_relative_to(Path(name).resolve()) for name in options.inputs):
+    if show and show.exists() and any(resolved(show).is_relative_to(resolved(name)) for name in options.inputs):
         raise UsageError(f"--show: {show} is among the images and would be overwritten; choose another file")
     from tqdm import tqdm
 

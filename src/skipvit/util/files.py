@@ -15,6 +15,15 @@ from typing import Any, BinaryIO, Literal
 from skipvit.util.errors import UsageError
 
 
+def resolved(path: str | Path) -> Path:
+    """The absolute path without links, as far as they lead: a link into itself, for which `Path.resolve` raises, and
+    what cannot be a name stay."""
+    try:
+        return Path(os.path.realpath(expanded(path)))
+    except ValueError:
+        return Path(os.path.abspath(path))
+
+
 def expanded(path: str | Path) -> Path:
     """The path with a leading `~` or `~user` as that user's home; as it is where there is no such user."""
     return Path(os.path.expanduser(path))

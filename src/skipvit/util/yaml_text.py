@@ -82,9 +82,11 @@ class _Loader(yaml.SafeLoader):
         """PyYAML's conversions raise many kinds, without a place."""
         try:
             value = super().construct_object(node, deep)
+            if type(value) is str:
+                value.encode()  # half of a surrogate pair is no text, and can be written nowhere
         except MALFORMED:
             kind = node.tag.removeprefix("tag:yaml.org,2002:")
-            problem = f"{shortened(str(node.value))!r} is not of the type {shortened(kind)}"
+            problem = f"'{shortened(str(node.value))}' is not of the type {shortened(kind)}"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
         if type(value) is int and abs(value) >= LARGEST_INT:
             problem = "a whole number of more than 64 bits"
