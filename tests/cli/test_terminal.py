@@ -14,8 +14,7 @@ import sys, types
 from skipvit import cli
 module = types.ModuleType("shows")
 module.main = lambda words: print(*words)
-sys.modules["shows"] = module
-cli.COMMANDS["show"] = ("shows", "prints its words")
+sys.modules["skipvit.cli.show"] = module
 sys.exit(cli.run("show", ["\\u732b", "caf\\u00e9", "\\udcff"]))
 """
 

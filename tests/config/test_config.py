@@ -210,8 +210,8 @@ def test_configuration_and_help_need_no_mindspore():
     code = (
         "import sys, time; begun = time.perf_counter(); import skipvit; "
         "config = skipvit.load_config('skipvit_small_imagenet.yaml'); config.program('routed'); "
-        "from skipvit.cli.train import parser; from skipvit.cli.options import overriding\n"
-        "try: overriding(parser(), ['--help'])\n"
+        "from skipvit.cli.train import parser; from skipvit.cli.options import from_words\n"
+        "try: from_words(parser(), ['--help'])\n"
         "except SystemExit: pass\n"
         "print(sorted({'mindspore', 'matplotlib', 'scipy'} & set(sys.modules)), file=sys.stderr)"
     )

@@ -17,25 +17,22 @@ from skipvit.util.errors import RunError, Stopped, UsageError
 from skipvit.util.files import expanded
 from skipvit.util.text import MOST_OF_AN_ERROR, one_line, shortened
 
-COMMANDS = {
-    "train": ("skipvit.cli.train", "train a network as a config says"),
-    "eval": ("skipvit.cli.eval", "top-1 and top-5 of a trained network, forward by forward"),
-    "launch": ("skipvit.cli.launch", "train or evaluate on several devices, as run_distributed.sh"),
-    "predict": (
-        "skipvit.cli.predict",
-        "the most probable classes of images, and a sheet of what the network looked at",
-    ),
-    "export": ("skipvit.cli.export", "a trained network as MindIR, ONNX or timm weights, checked, with a model card"),
-    "mindrecord": ("skipvit.cli.mindrecord", "image folders to MindRecord files"),
-    "sweep": ("skipvit.cli.sweep", "train all runs of a plan: methods x grids x seeds, resumable"),
-    "report": ("skipvit.cli.report", "what a sweep showed: one HTML page, Markdown, figures"),
-    "pipeline": ("skipvit.cli.pipeline", "time the data pipeline alone: images a second and cores a device needs"),
-    "bench": ("skipvit.cli.bench", "time training or inference of several configs side by side"),
-    "cost": ("skipvit.cli.cost", "parameters, multiply-accumulates, memory and ideal gain of a config, by arithmetic"),
-    "audit": ("skipvit.cli.audit", "operators that an Ascend 910A would run slowly or not at all; needs no device"),
-    "importance": ("skipvit.cli.importance", "measure what a trained network keeps: objects, deletion, stability"),
-    "convert": ("skipvit.cli.convert", "timm weights (.safetensors) to a checkpoint, and back"),
-    "doctor": ("skipvit.cli.doctor", "check this machine: versions, devices, data, a training step"),
+COMMANDS = {  # each a module of this package with a function `main`
+    "train": "train a network as a config says",
+    "eval": "top-1 and top-5 of a trained network, forward by forward",
+    "launch": "train or evaluate on several devices, as run_distributed.sh",
+    "predict": "the most probable classes of images, and a sheet of what the network looked at",
+    "export": "a trained network as MindIR, ONNX or timm weights, checked, with a model card",
+    "mindrecord": "image folders to MindRecord files",
+    "sweep": "train all runs of a plan: methods x grids x seeds, resumable",
+    "report": "what a sweep showed: one HTML page, Markdown, figures",
+    "pipeline": "time the data pipeline alone: images a second and cores a device needs",
+    "bench": "time training or inference of several configs side by side",
+    "cost": "parameters, multiply-accumulates, memory and ideal gain of a config, by arithmetic",
+    "audit": "operators that an Ascend 910A would run slowly or not at all; needs no device",
+    "importance": "measure what a trained network keeps: objects, deletion, stability",
+    "convert": "timm weights (.safetensors) to a checkpoint, and back",
+    "doctor": "check this machine: versions, devices, data, a training step",
 }
 HOME = re.compile(r"^(--[\w.]+=|)(~[^/]*(?=/|$))")  # which a shell leaves in --data.path=~/images, or between quotes
 
@@ -50,13 +47,11 @@ def run(command: str, words: list[str]) -> int:
     os.environ.setdefault("GLOG_v", "4")
     # MindSpore's cache of compiled graphs takes one graph for another, see docs/details.md.
     if os.environ.pop("MS_COMPILER_CACHE_ENABLE", "0") not in ("", "0"):
-        print(
-            "warning: MS_COMPILER_CACHE_ENABLE is left out: the cache would train with another run's learning rate",
-            file=sys.stderr,
-        )
+        why = "the cache would train with another run's learning rate"
+        print(f"warning: MS_COMPILER_CACHE_ENABLE is left out: {why}", file=sys.stderr)
     log.show()
     words = [HOME.sub(lambda found: f"{found[1]}{expanded(found[2])}", word) for word in words]
-    return exit_code(lambda: importlib.import_module(COMMANDS[command][0]).main(words))
+    return exit_code(lambda: importlib.import_module(f"skipvit.cli.{command}").main(words))
 
 
 def exit_code(main: Callable[[], int | None]) -> int:
@@ -69,7 +64,7 @@ def exit_code(main: Callable[[], int | None]) -> int:
         return failed(str(error))
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        return 3
+        return processes.SAVED
     except MemoryError:
         return failed("not enough memory; use a smaller model, batch or data set")
     except OSError as error:
@@ -105,8 +100,7 @@ def main() -> None:
     words = sys.argv[1:]
     if words and words[0] in COMMANDS:
         door(words[0], words[1:])
-    lines = "\n".join(f"  {name:12}{about}" for name, (_, about) in COMMANDS.items())
-    text = f"usage: skipvit COMMAND ... (each has --help)\n\n{lines}"
     if words and words[0] not in ("-h", "--help"):
         sys.exit(failed(f"{shortened(words[0])} is not a command; there are {', '.join(COMMANDS)}", 2))
-    print(text)
+    print("usage: skipvit COMMAND ... (each has --help)\n")
+    print("\n".join(f"  {name:12}{about}" for name, about in COMMANDS.items()))

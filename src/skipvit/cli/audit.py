@@ -18,19 +18,13 @@ exit code 1: an operator that would not run on the AI cores, a dynamic shape, or
 """
 
 
-def parser() -> OneLineParser:
-    about = "Look for operators that an Ascend 910A runs slowly or not at all."
-    result = OneLineParser(prog="skipvit audit", description=about, epilog=EPILOG)
-    result.add_argument("--config", default="skipvit_small_imagenet.yaml", metavar="FILE", help="YAML file of a run")
-    result.add_argument(
-        "--devices", type=int, default=8, metavar="N", help="devices that average their gradients (default: 8)"
-    )
-    result.add_argument("--json", action="store_true", help="print one JSON object")
-    return result
-
-
 def main(words: list[str]) -> None:
-    config, options = from_words(parser(), words)
+    parser = OneLineParser("skipvit audit", "Look for operators that an Ascend 910A runs slowly or not at all.", EPILOG)
+    add = parser.add_argument
+    add("--config", default="skipvit_small_imagenet.yaml", metavar="FILE", help="YAML file of a run")
+    add("--devices", type=int, default=8, metavar="N", help="devices that average their gradients (default: 8)")
+    add("--json", action="store_true", help="print one JSON object")
+    config, options = from_words(parser, words)
     if options.devices < 1:
         raise UsageError(f"--devices: {options.devices} is not a number of devices; use 1 or more")
     from skipvit.ascend.audit import as_dict, as_text, audit, wrong

@@ -11,8 +11,7 @@ from skipvit.util.errors import UsageError
 from skipvit.util.files import replacing
 
 EPILOG = """The first config's dense forward is the baseline. Each config adds its other forwards, or the dense one if
-it has no other. Each runs in a process of its own, one at a time, in a new order every round; ratios are taken within a
-round. Keys such as --data.batch_size 16 are for all configs. What is measured and how to read it: docs/bench.md.
+it has no other. Keys such as --data.batch_size 16 are for all configs. How it is measured: docs/bench.md.
 
 examples:
   skipvit bench configs/skipvit_small_imagenet.yaml --data.batch_size 16
@@ -24,13 +23,11 @@ exit code 1: a ratio is too uncertain to be reported, or a process died
 
 
 def parser() -> OneLineParser:
-    about = "Time training or inference of several configs side by side."
-    result = OneLineParser(prog="skipvit bench", description=about, epilog=EPILOG)
+    result = OneLineParser("skipvit bench", "Time training or inference of several configs side by side.", EPILOG)
     add = result.add_argument
     add("configs", nargs="+", metavar="CONFIG", help="YAML files of runs")
     add("--mode", choices=("training", "inference"), default="training", help="whole steps, or forwards alone")
-    sizes = "one after another (default: each config's own)"
-    add("--batch_sizes", type=batch_sizes, metavar="N,N,...", help=sizes)
+    add("--batch_sizes", type=batch_sizes, metavar="N,N,...", help="one after another (default: each config's own)")
     add("--parts", action="store_true", help="also forward, backward, update and routing alone (training)")
     add("--with_data", action="store_true", help="also with the config's own images (training)")
     add("--rounds", type=int, default=30, metavar="N", help="turns of each (default: 30)")
@@ -42,16 +39,13 @@ def parser() -> OneLineParser:
 
 
 def main(words: list[str]) -> None:
-    config, options = from_words(parser(), words, lambda options: options.configs[0])
-    configs = [config]
-    for file in options.configs[1:]:
-        configs.append(from_words(parser(), words, lambda _, file=file: file)[0])
-    if options.out and (Path(options.out).suffix != ".png" or not Path(options.out).parent.is_dir()):
-        raise UsageError(f"--out: {options.out} is not a .png file in a folder that exists")
-    o = options
-    result = bench(configs, o.rounds, o.mode, o.batch_sizes, o.parts, o.with_data, o.widest)
-    print(json.dumps(result.as_dict(), allow_nan=False) if options.json else result.table())
-    if options.out:
-        with replacing(Path(options.out)) as partial:
+    config, o = from_words(parser(), words, lambda options: options.configs[0])
+    others = [from_words(parser(), words, lambda _, file=file: file)[0] for file in o.configs[1:]]
+    if o.out and (Path(o.out).suffix != ".png" or not Path(o.out).parent.is_dir()):
+        raise UsageError(f"--out: {o.out} is not a .png file in a folder that exists")
+    result = bench([config, *others], o.rounds, o.mode, o.batch_sizes, o.parts, o.with_data, o.widest)
+    print(json.dumps(result.as_dict(), allow_nan=False) if o.json else result.table())
+    if o.out:
+        with replacing(Path(o.out)) as partial:
             result.figure().savefig(partial, dpi=110)
     result.refuse_uncertain()

@@ -9,8 +9,7 @@ from skipvit.cli.options import OneLineParser
 DESCRIPTION = """\
 Turn timm or DeiT weights (.safetensors) into a MindSpore checkpoint (.ckpt) of this project's ViT, or back.
 The endings of the two files decide the direction; depth, width, patch, image and classes are read from the source.
-Weights are kept bit for bit in float32 (float16 and bfloat16 are widened to it,
-which loses nothing).
+Weights are kept bit for bit in float32 (float16 and bfloat16 are widened to it, which loses nothing).
 Entries of a training checkpoint that are not the model's (optimizer.*, trainer.*) are left out."""
 
 EPILOG = """\
@@ -23,7 +22,7 @@ ImageNet's mean and deviation, as in DeiT; timm's augreg weights were trained wi
 
 
 def main(words: list[str]) -> None:
-    parser = OneLineParser(prog="skipvit convert", description=DESCRIPTION, epilog=EPILOG)
+    parser = OneLineParser("skipvit convert", DESCRIPTION, EPILOG)
     parser.add_argument("source", type=Path, help="weights to read: .safetensors or .ckpt")
     parser.add_argument("target", type=Path, help="file to write, with the other ending; must not exist")
     options = parser.parse_args(words)

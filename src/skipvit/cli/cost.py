@@ -19,18 +19,14 @@ Counted are matrix products and what the backward keeps; docs/bench.md compares 
 """
 
 
-def parser() -> OneLineParser:
+def main(words: list[str]) -> None:
     about = "What a configuration costs, by arithmetic: parameters, multiply-accumulates, memory, ideal gain."
-    result = OneLineParser(prog="skipvit cost", description=about, epilog=EPILOG)
-    add = result.add_argument
+    parser = OneLineParser("skipvit cost", about, EPILOG)
+    add = parser.add_argument
     add("--config", default="skipvit_small_imagenet.yaml", metavar="FILE", help="YAML file of a run, or a shipped one")
     add("--json", action="store_true", help="print one JSON object")
     add("--out", metavar="FILE", help="draw the tokens that each block sees, as an image (.png, .svg, .pdf)")
-    return result
-
-
-def main(words: list[str]) -> None:
-    config, options = from_words(parser(), words)
+    config, options = from_words(parser, words)
     out = Path(options.out) if options.out else None
     if out and out.suffix not in IMAGES:
         raise UsageError(f"--out: {out} is not an image file; use {', '.join(IMAGES)}")

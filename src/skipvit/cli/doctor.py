@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from skipvit.ascend.doctor import Finding, look
+from skipvit.ascend.doctor import look
 from skipvit.cli.options import OneLineParser, from_words
 from skipvit.cli.train import DEMO
 from skipvit.config.reading import load_config
@@ -20,30 +20,22 @@ examples:
 """
 
 
-def parser() -> OneLineParser:
-    result = OneLineParser(prog="skipvit doctor", description="Check this machine.", epilog=EPILOG)
-    result.add_argument("--config", metavar="FILE", help="also check a run that is to begin; its keys may follow")
-    result.add_argument("--runs", default="runs", metavar="FOLDER", help="where run folders are made (default: runs)")
-    result.add_argument("--json", action="store_true", help="print one JSON object")
-    return result
-
-
 def main(words: list[str]) -> None:
-    config, options = from_words(parser(), words, lambda options: options.config or DEMO)
+    parser = OneLineParser("skipvit doctor", "Check this machine.", EPILOG)
+    parser.add_argument("--config", metavar="FILE", help="also check a run that is to begin; its keys may follow")
+    parser.add_argument("--runs", default="runs", metavar="FOLDER", help="where run folders are made (default: runs)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    config, options = from_words(parser, words, lambda options: options.config or DEMO)
     if not options.config and config.changed_since(load_config(DEMO), {"device"}):
         raise UsageError("keys of a run need the --config that they belong to (see --help)")
     findings = []
     for finding in look(config.device, Path(options.runs), config if options.config else None):
         findings.append(finding)
         if not options.json:
-            print(as_text(finding), flush=True)
+            todo = f"\n{'':27}to do: {finding.do}" if finding.do else ""
+            print(f"{finding.state:9}{finding.name:18}{finding.found}{todo}", flush=True)
     failing = [finding.name for finding in findings if finding.state == "fails"]
     if options.json:
         print(json.dumps({"ok": not failing, "findings": [asdict(finding) for finding in findings]}))
     if failing:
         raise RunError(f"this machine will not do: {', '.join(failing)}")
-
-
-def as_text(finding: Finding) -> str:
-    line = f"{finding.state:9}{finding.name:18}{finding.found}"
-    return f"{line}\n{'':27}to do: {finding.do}" if finding.do else line

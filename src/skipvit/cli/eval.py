@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 from skipvit.cli.options import OneLineParser, from_words
-from skipvit.cli.trained import add_weights, checkpoint_of, config_of, run_of
-from skipvit.config.config import Config
+from skipvit.cli.trained import add_weights, config_of, weights_of
 from skipvit.util.errors import UsageError
 from skipvit.util.text import as_json, printable, table
 
@@ -20,7 +16,7 @@ EPILOG = """examples:
 
 
 def parser() -> OneLineParser:
-    result = OneLineParser(prog="eval.py", description="Evaluate a trained network.", epilog=EPILOG)
+    result = OneLineParser("eval.py", "Evaluate a trained network.", EPILOG)
     result.add_argument("run", nargs="?", metavar="RUN", help="folder of a run")
     add_weights(result)
     result.add_argument("--json", action="store_true", help="print one JSON object")
@@ -29,33 +25,26 @@ def parser() -> OneLineParser:
 
 def main(words: list[str]) -> None:
     config, options = from_words(parser(), words, config_of)
-    path = checkpoint_of(options)
     from skipvit.engine.devices import rank
     from skipvit.runs.evaluation import evaluate_checkpoint
 
-    scores = evaluate_checkpoint(config, path, classes=classes_of(options, path))
+    path, run = weights_of(options)
+    scores = evaluate_checkpoint(config, path, classes=run.classes if run else None)
     if rank() == 0:
         result = {"checkpoint": str(path), "trained": config.trained()}
         result |= {name: found.as_dict() for name, found in scores.items()}
         print(as_json(result) if options.json else as_text(result))
 
 
-def check(words: list[str]) -> Config:
+def check(words: list[str]) -> None:
     """Raise what an evaluation would raise before its first step, without a device."""
     from skipvit.data.open import open_source
 
     config, options = from_words(parser(), words, config_of)
-    path = checkpoint_of(options)
+    path, run = weights_of(options)
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint; name a file, or last or best of a run")
-    open_source(config, "val", classes=classes_of(options, path))
-    return config
-
-
-def classes_of(options: argparse.Namespace, path: Path) -> tuple[str, ...] | None:
-    """Names of the network's classes, if the checkpoint's run is known and has noted them."""
-    run = run_of(options, path)
-    return run.classes if run else None
+    open_source(config, "val", classes=run.classes if run else None)
 
 
 def as_text(result: dict) -> str:

@@ -19,26 +19,22 @@ exit code 1: the export failed, or does not agree with the network
 """
 
 
-def parser() -> OneLineParser:
-    result = OneLineParser(prog="skipvit export", description="Export a trained network.", epilog=EPILOG)
-    add = result.add_argument
+def main(words: list[str]) -> None:
+    parser = OneLineParser("skipvit export", "Export a trained network.", EPILOG)
+    add = parser.add_argument
     add("run", nargs="?", metavar="RUN", help="folder of a run")
     add("--to", choices=("mindir", "onnx", "safetensors"), required=True, help="format")
-    add_trained(result)
+    add_trained(parser)
     sizes = "images that a file takes at a time, a file each (default: 1)"
     add("--batch_sizes", type=batch_sizes, default=[1], metavar="N,N,...", help=sizes)
-    about = "uint8: pixels, the normalisation is inside; float32: normalised pixels (default: uint8)"
-    add("--input", choices=("uint8", "float32"), default="uint8", help=about)
+    pixels = "uint8: pixels, the normalisation is inside; float32: normalised pixels (default: uint8)"
+    add("--input", choices=("uint8", "float32"), default="uint8", help=pixels)
     add("--out", metavar="FOLDER", help="where to write (default: export/ in the run's folder)")
     add("--images", nargs="+", metavar="PATH", help="images to compare on (default: the run's validation images)")
     add("--check", type=int, default=64, metavar="N", help="number of images to compare on (default: 64)")
     add("--tolerance", type=float, default=1e-4, metavar="X", help="largest difference allowed (default: 1e-4)")
     add("--licence", metavar="TEXT", help="of the weights, for the model card")
-    return result
-
-
-def main(words: list[str]) -> None:
-    config, o = from_words(parser(), words, config_of)
+    config, o = from_words(parser, words, config_of)
     from skipvit.weights.card import LICENCE
     from skipvit.weights.export import export
 

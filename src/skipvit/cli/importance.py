@@ -16,23 +16,16 @@ Writes RUN/importance/: importance.json, importance.txt, importance.png, kept.pn
 """
 
 
-def parser() -> OneLineParser:
-    about = "Measure what a trained network's routes keep."
-    result = OneLineParser(prog="skipvit importance", description=about, epilog=EPILOG)
-    add = result.add_argument
-    add("run", nargs="?", metavar="RUN", help="folder of a run")
-    add_trained(result)
-    add("--scorers", metavar="A,B", help="scorers to measure; the usual ones if not given")
-    about = "masks of the validation images (an image folder's), as <class>/<image>.png"
-    add("--masks", metavar="FOLDER", help=about)
-    about = "validation images, evenly spaced (default: 200)"
-    add("--images", type=int, default=200, metavar="N", help=about)
-    add("--out", metavar="FOLDER", help="where to write, instead of RUN/importance")
-    return result
-
-
 def main(words: list[str]) -> None:
-    config, options = from_words(parser(), words, config_of)
+    parser = OneLineParser("skipvit importance", "Measure what a trained network's routes keep.", EPILOG)
+    add = parser.add_argument
+    add("run", nargs="?", metavar="RUN", help="folder of a run")
+    add_trained(parser)
+    add("--scorers", metavar="A,B", help="scorers to measure; the usual ones if not given")
+    add("--masks", metavar="FOLDER", help="masks of an image folder's validation images, as <class>/<image>.png")
+    add("--images", type=int, default=200, metavar="N", help="validation images, evenly spaced (default: 200)")
+    add("--out", metavar="FOLDER", help="where to write, instead of RUN/importance")
+    config, options = from_words(parser, words, config_of)
     from skipvit.insight.importance import importance
 
     scorers = options.scorers.split(",") if options.scorers else None

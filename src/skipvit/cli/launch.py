@@ -13,6 +13,7 @@ from skipvit.ascend.launch import Cluster
 from skipvit.cli import eval as evaluate
 from skipvit.cli import train
 from skipvit.cli.options import OneLineParser, from_words
+from skipvit.cli.trained import config_of
 from skipvit.util.errors import UsageError
 from skipvit.util.text import counted
 
@@ -28,9 +29,7 @@ one kills), 130 stopped without saving, 128 + N a process was ended by signal N"
 
 
 def parser() -> OneLineParser:
-    result = OneLineParser(
-        prog="run_distributed.sh", description="Train or evaluate on several devices, a process each.", epilog=EPILOG
-    )
+    result = OneLineParser("run_distributed.sh", "Train or evaluate on several devices, a process each.", EPILOG)
     add = result.add_argument
     add("--eval", action="store_true", help="eval.py instead of train.py")
     add("--nnodes", type=int, default=1, metavar="N", help="number of machines (default: 1)")
@@ -49,7 +48,7 @@ def main(words: list[str]) -> int:
     options = read_words(words)
     cluster = cluster_of(options)
     if options.eval:
-        config, _ = from_words(evaluate.parser(), options.words, evaluate.config_of)
+        config, _ = from_words(evaluate.parser(), options.words, config_of)
     else:
         config, run = from_words(train.parser(), options.words)
     from skipvit import training
@@ -61,13 +60,13 @@ def main(words: list[str]) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     if options.eval:
         evaluate.check(options.words)
+        what, log_dir = "eval", Path("logs") / f"{config.name}_eval"
     else:
-        shard = Shard(cluster.devices()[0].rank, cluster.world_size)
-        training.check(config, run.runs, run.resume, shard)
-    log_dir = options.log_dir or Path("logs") / (f"{config.name}_eval" if options.eval else config.name)
+        training.check(config, run.runs, run.resume, Shard(cluster.devices()[0].rank, cluster.world_size))
+        what, log_dir = "train", Path("logs") / config.name
+    log_dir = options.log_dir or log_dir
     print(f"{counted(cluster.count, 'process', 'processes')}, output in {log_dir}", flush=True)
-    what = ["eval" if options.eval else "train", *options.words]
-    end = launch.launch(what, cluster, log_dir, saves=not options.eval, show=partial(print, flush=True))
+    end = launch.launch([what, *options.words], cluster, log_dir, not options.eval, partial(print, flush=True))
     if end.line:
         print(end.line, file=sys.stderr)
     return end.code
@@ -75,17 +74,15 @@ def main(words: list[str]) -> int:
 
 def read_words(words: list[str]) -> argparse.Namespace:
     """The command line. Raises UsageError: as the parser does, and options on the wrong side of DEVICES."""
-    own = parser()
     try:
-        options = own.parse_args(words)
+        options = parser().parse_args(words)
     except UsageError as error:
         raise UsageError(f"{error}; options of train.py come after DEVICES") from None
     flags = {f"--{name}" for name in vars(options) if name not in ("devices", "words")}
     misplaced = [word for word in options.words if word.split("=")[0] in flags]
     if misplaced:
-        raise UsageError(
-            f"{misplaced[0]}: the launcher's options come before DEVICES, those of train.py after it (see --help)"
-        )
+        where = "the launcher's options come before DEVICES, those of train.py after it (see --help)"
+        raise UsageError(f"{misplaced[0]}: {where}")
     return options
 
 

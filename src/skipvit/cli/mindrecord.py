@@ -10,8 +10,8 @@ from skipvit.data.classes import refuse_other_classes
 from skipvit.data.sources.image_folder import open_split
 from skipvit.data.sources.mindrecord_writer import convert
 
-SPLITS = ("train", "val")
 LARGEST_SHARD = 1_000_000
+SPLITS = ("train", "val")
 
 DESCRIPTION = """\
 Convert an image folder (FOLDER/<split>/<class>/<image>) into MindRecord files in OUT. Images are copied as they are,
@@ -25,18 +25,14 @@ example:
   skipvit mindrecord imagenet imagenet_mindrecord"""
 
 
-def parser() -> OneLineParser:
-    result = OneLineParser(prog="skipvit mindrecord", description=DESCRIPTION, epilog=EPILOG)
-    add = result.add_argument
+def main(words: list[str]) -> None:
+    parser = OneLineParser("skipvit mindrecord", DESCRIPTION, EPILOG)
+    add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="image folder to read")
     add("out", type=Path, metavar="OUT", help="folder to write; created if it is not there")
-    add("--split", nargs="+", choices=SPLITS, default=list(SPLITS), help="what to convert (default: both)")
+    add("--split", nargs="+", choices=SPLITS, default=SPLITS, help="what to convert (default: both)")
     add("--shard_size", type=_shard_size, default=10000, metavar="N", help="images a file (default: 10000)")
-    return result
-
-
-def main(words: list[str]) -> None:
-    options = parser().parse_args(words)
+    options = parser.parse_args(words)
     sources = {split: open_split(options.folder, split) for split in dict.fromkeys(options.split)}
     if len(sources) == 2:
         refuse_other_classes(sources["train"], sources["val"])

@@ -18,8 +18,9 @@ from skipvit.util.text import nearest
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose refusals are one line and name the nearest option."""
 
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    def __init__(self, prog: str, description: str = "", epilog: str = ""):
+        about: Any = {"prog": prog, "description": description, "epilog": epilog}
+        super().__init__(**about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
@@ -46,27 +47,15 @@ def from_words(
     Raises:
         UsageError: as `config.reading.load_config`, and an unknown option or a value of the wrong type.
     """
-    options, check = overriding(parser, words)
-    path = recipe(config_of(options))
-    return check(read_yaml(path), str(path)), options
-
-
-def overriding(
-    parser: argparse.ArgumentParser, words: list[str]
-) -> tuple[argparse.Namespace, Callable[[dict[str, Any], str], Config]]:
-    """Parse a command line: the parser's own options, and `checked` with every key of the command line over the
-    values."""
     source = CliSettingsSource(Config, root_parser=parser)
     options = parser.parse_args(words)
+    path = recipe(config_of(options))
 
-    def check(values: dict[str, Any], where: str) -> Config:
-        try:
-            return checked(
-                values, where, lambda **v: CliApp.run(Config, cli_args=options, cli_settings_source=source, **v)
-            )
-        except SettingsError:
-            raise UsageError(
-                "a group such as --model takes no value of its own; set single keys, e.g. --model.depth 6"
-            ) from None
+    def with_words(**values: Any) -> Config:
+        return CliApp.run(Config, cli_args=options, cli_settings_source=source, **values)
 
-    return options, check
+    try:
+        return checked(read_yaml(path), str(path), with_words), options
+    except SettingsError:
+        why = "a group such as --model takes no value of its own; set single keys, e.g. --model.depth 6"
+        raise UsageError(why) from None

@@ -25,14 +25,12 @@ exit code 1: some of the images could not be read; they are named on stderr, the
 
 
 def parser() -> OneLineParser:
-    result = OneLineParser(prog="skipvit predict", description="Classify images.", epilog=EPILOG)
+    result = OneLineParser("skipvit predict", "Classify images.", EPILOG)
     add = result.add_argument
-    about = "folder of a run (unless --config), then images and folders of them"
-    add("inputs", nargs="+", metavar="INPUT", help=about)
+    add("inputs", nargs="+", metavar="INPUT", help="folder of a run (unless --config), then images and folders of them")
     add_trained(result)
     add("--top", type=int, default=5, metavar="K", help="classes an image (default: 5)")
-    about = "images at a time; changes no answer (default: 16)"
-    add("--batch_size", type=int, default=16, metavar="N", help=about)
+    add("--batch_size", type=int, default=16, metavar="N", help="images at a time; changes no answer (default: 16)")
     add("--show", metavar="FILE", help="draw the first 48 images into this .png")
     add("--json", action="store_true", help="print one JSON object")
     return result

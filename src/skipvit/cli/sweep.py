@@ -28,25 +28,19 @@ exit codes: 0 all runs are finished, 1 some failed, 2 refused before it began, 3
 """
 
 
-def parser() -> OneLineParser:
-    result = OneLineParser(prog="skipvit sweep", description="Train all runs of a plan.", epilog=EPILOG)
-    add = result.add_argument
+def main(words: list[str]) -> None:
+    parser = OneLineParser("skipvit sweep", "Train all runs of a plan.", EPILOG)
+    add = parser.add_argument
     add("plan", metavar="PLAN", help="YAML file: base, methods, grid, seeds")
     add("--runs", default="runs", metavar="FOLDER", help="where the plan's folder is made (default: runs)")
-    about = "YAML file of a run to begin with, instead of the plan's base and `common`"
-    add("--base", metavar="FILE", help=about)
-    about = "copy the runs that another sweep has finished and this one needs, e.g. dense ones; may be repeated"
-    add("--reuse", metavar="FOLDER", action="append", default=[], help=about)
-    about = "runs at the same time (default: one a core as far as memory goes, or a device)"
-    add("--jobs", type=int, metavar="N", help=about)
+    add("--base", metavar="FILE", help="YAML file of a run to begin with, instead of the plan's base and `common`")
+    reuse = "copy the runs that another sweep has finished and this one needs, e.g. dense ones; may be repeated"
+    add("--reuse", metavar="FOLDER", action="append", default=[], help=reuse)
+    jobs = "runs at the same time (default: one a core as far as memory goes, or a device)"
+    add("--jobs", type=int, metavar="N", help=jobs)
     add("--dry-run", action="store_true", help="only list the runs, with their ideal gains")
-    return result
-
-
-def main(words: list[str]) -> None:
-    own = parser()
-    source = CliSettingsSource(Config, root_parser=own)
-    options = own.parse_args(words)
+    source = CliSettingsSource(Config, root_parser=parser)
+    options = parser.parse_args(words)
     sweep = Sweep(options.plan, options.runs, source(parsed_args=options)(), options.base)
     if options.dry_run:
         print(sweep.table())

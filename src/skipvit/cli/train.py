@@ -14,23 +14,13 @@ EPILOG = """examples:
 
 
 def parser() -> OneLineParser:
-    result = OneLineParser(prog="train.py", description="Train a vision transformer with routes.", epilog=EPILOG)
-    result.add_argument(
-        "--config",
-        default=DEMO,
-        metavar="FILE",
-        help="YAML file of the run, or a shipped one's name (default: the demo)",
-    )
-    result.add_argument("--runs", default="runs", metavar="FOLDER", help="where run folders are made (default: runs)")
-    result.add_argument(
-        "--resume", choices=["never", "auto"], default="never", help="auto: go on from the newest checkpoint"
-    )
-    result.add_argument(
-        "--profile", action="store_true", help="write MindSpore's trace of ten steps into the run's folder"
-    )
-    result.add_argument(
-        "--check", action="store_true", help="only look whether the run could begin: config, folder, images, disk"
-    )
+    result = OneLineParser("train.py", "Train a vision transformer with routes.", EPILOG)
+    add = result.add_argument
+    add("--config", default=DEMO, metavar="FILE", help="YAML file of the run, or a shipped one's name (default: demo)")
+    add("--runs", default="runs", metavar="FOLDER", help="where run folders are made (default: runs)")
+    add("--resume", choices=["never", "auto"], default="never", help="auto: go on from the newest checkpoint")
+    add("--profile", action="store_true", help="write MindSpore's trace of ten steps into the run's folder")
+    add("--check", action="store_true", help="only look whether the run could begin: config, folder, images, disk")
     return result
 
 

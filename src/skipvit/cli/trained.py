@@ -24,13 +24,11 @@ def add_weights(parser: OneLineParser) -> None:
 def add_trained(parser: OneLineParser) -> None:
     """Options that name weights and a forward."""
     add_weights(parser)
-    about = "the weights themselves where the run also has their average"
-    parser.add_argument("--last", action="store_true", help=about)
-    forward = parser.add_mutually_exclusive_group()
-    about = "which one to run, e.g. dense (default: the one that counts, see eval.main)"
-    forward.add_argument("--forward", metavar="NAME", help=about)
+    parser.add_argument("--last", action="store_true", help="the weights themselves where a run has their average too")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--forward", metavar="NAME", help="which one to run, e.g. dense (default: the one that counts, see eval.main)")
     for name in ("dense", "routed"):
-        forward.add_argument(f"--{name}", dest="forward", action="store_const", const=name, help=f"--forward {name}")
+        add(f"--{name}", dest="forward", action="store_const", const=name, help=f"--forward {name}")
 
 
 def config_of(options: argparse.Namespace) -> str:
@@ -44,28 +42,23 @@ def config_of(options: argparse.Namespace) -> str:
     return str(Path(options.run) / "config.yaml")
 
 
-def checkpoint_of(options: argparse.Namespace) -> Path:
-    """The checkpoint that is named. Raises UsageError if there is none."""
-    from skipvit.runs.run import Run
+def weights_of(options: argparse.Namespace) -> tuple[Path, Run | None]:
+    """The checkpoint that is named, and the run that is named or in whose folder it lies. Raises UsageError if there is
+    no checkpoint."""
+    from skipvit.runs.run import Run, run_of
 
     which = options.weights or "last"
-    if which not in ("last", "best"):
-        return Path(which)
-    if not options.run:
+    if options.run:
+        run = Run(options.run)
+        return run.checkpoint(which), run
+    if which in ("last", "best"):
         raise UsageError("--config needs --weights FILE, or name a run folder (see --help)")
-    return Run(options.run).checkpoint(which)
-
-
-def run_of(options: argparse.Namespace, path: Path) -> Run | None:
-    """The run that is named, or in whose folder the checkpoint lies."""
-    from skipvit.runs import run
-
-    return run.Run(options.run) if options.run else run.run_of(path)
+    return Path(which), run_of(Path(which))
 
 
 def trained(config: Config, options: argparse.Namespace, device: str = "auto") -> Trained:
     """The network that a command line names. Raises as `Run.trained`."""
     from skipvit.runs.trained import Trained
 
-    path = checkpoint_of(options)
-    return Trained(config, path, options.forward, not options.last, device, run_of(options, path))
+    path, run = weights_of(options)
+    return Trained(config, path, options.forward, not options.last, device, run)
