@@ -35,16 +35,6 @@ def epoch(number, **values):
     } | values
 
 
-def test_records_are_the_epochs_and_a_second_evaluation_keeps_what_it_does_not_know(folder):
-    folder.log({"step": 50, "loss": 2.0})
-    folder.log(epoch(1, images_per_s=300.0))
-    folder.log(epoch(2, images_per_s=310.0))
-    folder.log(epoch(2, train_loss=0.5, images_per_s=None))
-    records = read_records(folder.path)
-    assert [r["epoch"] for r in records] == [1, 2]
-    assert records[1]["train_loss"] == 0.5 and records[1]["images_per_s"] == 310.0
-
-
 def test_numbers_that_are_not_finite_are_null_and_a_torn_line_harms_only_itself(folder):
     folder.log(epoch(1, gradient_norm=float("inf"), train_loss=float("nan")))
     path = folder.path / "metrics.jsonl"

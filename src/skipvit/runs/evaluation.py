@@ -33,15 +33,10 @@ def evaluate(
 def evaluate_checkpoint(
     config: Config, path: Path, forwards: Iterable[str] | None = None, classes: Sequence[str] | None = None
 ) -> dict[str, Scores]:
-    """Accuracies of a checkpoint.
+    """As `evaluate`, of any checkpoint of a configuration's network.
 
     Args:
-        config: the network, and the images.
-        forwards: names; None: those that the configuration reports.
         classes: names of the network's, where they are known: the images' classes are found among them by name.
-
-    Raises:
-        UsageError, RunError: no images, no such checkpoint, one that is damaged or of another network.
     """
     device, shard = devices.start(config.device, config.deterministic)
     source = open_source(config, "val", classes=classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import mindspore  # noqa: F401  whose messages are of an older protobuf: it must choose the implementation
@@ -38,14 +39,10 @@ class Events:
         values = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != unit}
         for forward, scores in record.get("val", {}).items():
             values |= {f"{forward}/{name}": value for name, value in scores.items()}
-        summary = Summary(
-            value=[Summary.Value(tag=f"{unit}/{name}", simple_value=value) for name, value in values.items()]
-        )
-        self.writer.write_event(Event(wall_time=time.time(), step=record[unit], summary=summary))
+        scalars = [Summary.Value(tag=f"{unit}/{name}", simple_value=value) for name, value in values.items()]
+        self.writer.write_event(Event(wall_time=time.time(), step=record[unit], summary=Summary(value=scalars)))
         self.writer.flush()
 
     def close(self) -> None:
-        try:
+        with suppress(OSError):  # said when it was written
             self.writer.close()
-        except OSError:
-            pass  # said when it was written

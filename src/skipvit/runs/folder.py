@@ -41,14 +41,10 @@ class RunFolder:
     def refuse_existing(self, resuming: bool = False) -> None:
         """Raises UsageError if a run of this name is there already; resuming, one that was killed before it began is
         none."""
-        if (
-            self.writes
-            and self.path.exists()
-            and not (resuming and self.path.is_dir() and not self.checkpoints.exists())
-        ):
-            raise UsageError(
-                f"{self.path} exists; go on with it with --resume auto, start another with --name, or remove it"
-            )
+        never_began = resuming and self.path.is_dir() and not self.checkpoints.exists()
+        if self.writes and self.path.exists() and not never_began:
+            what_to_do = "go on with it with --resume auto, start another with --name, or remove it"
+            raise UsageError(f"{self.path} exists; {what_to_do}")
 
     def claim(self) -> None:
         """Make the folder, if it is not there, and keep other processes from training in it as long as this one lives.
@@ -80,14 +76,11 @@ class RunFolder:
         if not (existing.is_dir() and os.access(existing, os.W_OK)):
             raise UsageError(f"{self.path}: the run folder cannot be made in {existing}; choose another --runs")
         there = len(list(self.checkpoints.glob("*.ckpt")))
-        needed = checkpoint * max(1, keep + 2 - there)
-        free = shutil.disk_usage(existing).free
+        needed, free = checkpoint * max(1, keep + 2 - there), shutil.disk_usage(existing).free
         if free < needed:
-            raise UsageError(
-                f"{self.path}: its checkpoints will take {needed / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} "
-                f"GiB free; "
-                f"free some, or use another --runs or a smaller checkpoint.keep"
-            )
+            room = f"{needed / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB free"
+            what_to_do = "free some, or use another --runs or a smaller checkpoint.keep"
+            raise UsageError(f"{self.path}: its checkpoints will take {room}; {what_to_do}")
 
     def write_config(self, text: str) -> None:
         if self.writes:
@@ -106,12 +99,8 @@ class RunFolder:
         """Add a start of the run to `versions.json`: when, with what."""
         if not self.writes:
             return
-        entry = {
-            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "command": " ".join(command),
-            **versions(),
-            "machine": platform.platform(),
-        }
+        entry = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "command": " ".join(command)}
+        entry |= versions() | {"machine": platform.platform()}
         path = self.path / "versions.json"
         found = read_json(path)
         starts = found if isinstance(found, list) else []
@@ -126,9 +115,8 @@ class RunFolder:
         """Append a line to `metrics.jsonl`; numbers that are not finite become null, as JSON has none."""
         if not self.writes:
             return
-        path = self.path / "metrics.jsonl"
         try:
-            append_line(path, as_json(record))
+            append_line(self.path / "metrics.jsonl", as_json(record))
             if self.events is not None:
                 self.events.add(record)
         except OSError as error:

@@ -56,9 +56,8 @@ class Run:
             return None
         names = read_json(path)
         if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
-            raise RunError(
-                f"{path}: not a list of {count} class names; mend it, or remove it to read them from the data set"
-            )
+            what_to_do = "mend it, or remove it to read them from the data set"
+            raise RunError(f"{path}: not a list of {count} class names; {what_to_do}")
         return tuple(names)
 
     def records(self) -> list[dict[str, Any]]:
@@ -101,9 +100,8 @@ class Run:
         if str(which) not in ("last", "best"):
             return expanded(which)
         best = self.path / "checkpoints" / checkpoint.BEST
-        newest = [*reversed(self.checkpoints())]
-        candidates = [best, *newest] if which == "best" else [*newest, best]
-        candidates = [path for path in candidates if os.path.lexists(path)]
+        newest, best = self.checkpoints()[::-1], [best] if os.path.lexists(best) else []
+        candidates = [*best, *newest] if which == "best" else [*newest, *best]
         if not candidates:
             raise UsageError(f"{self.path}: no checkpoint in it yet")
         shapes = self.config.model.spec().shapes()

@@ -17,24 +17,20 @@ def summary(records: list[dict[str, Any]], best: str, macs: dict[str, int]) -> d
         best: the forward that decided about the best checkpoint.
         macs: of an image, by forward.
     """
-    last = records[-1]
-    result = {"trained": last["trained"], "epochs": last["epoch"], "forwards": {}}
-    epoch = next(
-        (r["epoch"] for r in reversed(records) if r.get("val", {}).get(best, {}).get("top1") == last["best_top1"]), None
-    )
-    result["best"] = {"forward": best, "top1": last["best_top1"], "epoch": epoch}
-    for name in ("overflows", "broken_images"):
-        result[name] = last.get(name)
+    last, top1, forwards = records[-1], records[-1]["best_top1"], {}
+    epochs = [r["epoch"] for r in records if r.get("val", {}).get(best, {}).get("top1") == top1]
     for name, scores in last["val"].items():
         forward = name.removesuffix("_ema")
         speeds = [r["images_per_s"] for r in records if r.get("trained") == forward and r.get("images_per_s")]
-        result["forwards"][name] = {
+        forwards[name] = {
             "top1": scores["top1"],
             "top5": scores["top5"],
             "train_images_per_s": median(speeds) if speeds else None,
             "gmacs": macs[forward] / 1e9,
         }
-    return result
+    about = {"trained": last["trained"], "epochs": last["epoch"], "forwards": forwards}
+    about["best"] = {"forward": best, "top1": top1, "epoch": epochs[-1] if epochs else None}
+    return about | {name: last.get(name) for name in ("overflows", "broken_images")}
 
 
 def as_text(result: dict[str, Any]) -> str:

@@ -28,14 +28,7 @@ if TYPE_CHECKING:
 class Trained:
     """One of a configuration's forwards with the weights of a checkpoint, which are read when they are first needed.
 
-    Args:
-        forward: its name; None: the one that counts.
-        averaged: take the averaged weights if the checkpoint has any.
-        device: auto (as the configuration says), cpu or ascend.
-        run: whose checkpoint it is; None: it is not known.
-
-    Raises:
-        UsageError: there is no such forward.
+    Arguments as of `Run.trained`; `run`: whose checkpoint it is, None if it is not known.
     """
 
     def __init__(
