@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,47 +68,33 @@ def importance(
             raise UsageError("out: name the folder to write, as these weights belong to no run")
         out = trained.run.path / "importance"
     if not config.routes:
-        raise UsageError(
-            f"{config.name} has no routes; say where one would begin, e.g. --routes '[{{start: 2, end: 5}}]' "
-            f"--eval.main dense"
-        )
+        example = "--routes '[{start: 2, end: 5}]' --eval.main dense"
+        raise UsageError(f"{config.name} has no routes; say where one would begin, e.g. {example}")
     size = config.program(trained.forward).image_size
     if size != config.model.side:
-        raise UsageError(
-            f"forward {trained.forward} takes images of {size} pixels, scorers are read at {config.model.side}; "
-            f"name another forward"
-        )
-    names = scorers_of(scorers, config.routes[0].scorer)
+        why = f"takes images of {size} pixels, scorers are read at {config.model.side}"
+        raise UsageError(f"forward {trained.forward} {why}; name another forward")
+    names = [config.routes[0].scorer, *USUAL] if scorers is None else list(scorers)
+    for name in names:
+        if name not in SCORERS:
+            raise UsageError(f"scorers: {name!r} is not one of {', '.join(SCORERS)}{nearest(name, SCORERS)}")
     shown = images_of(trained, images, Path(masks) if masks else None)
     folder = Path(out)
     make_folder(folder, "folder", "--out")
     saved = trained.run.checkpoints() if trained.run else []
     earlier = saved[: saved.index(trained.checkpoint)] if trained.checkpoint in saved else []
-    result, kept = measure(trained, names, shown, earlier)
+    result, kept = measure(trained, list(dict.fromkeys([*names, "random"])), shown, earlier)
     write_whole(folder / "importance.json", as_json(result, 2) + "\n")
     write_whole(folder / "importance.txt", as_text(result) + "\n")
-    figures = {
-        "importance.png": figure_of_measures(result),
-        "kept.png": figure_of_kept(shown.images, shown.masks, kept),
-    }
-    for name, figure in figures.items():
-        with replacing(folder / name) as partial:
-            figure.savefig(partial, dpi=110)
+    with replacing(folder / "importance.png") as partial:
+        figure_of_measures(result).savefig(partial, dpi=110)
+    with replacing(folder / "kept.png") as partial:
+        figure_of_kept(shown.images, shown.masks, kept).savefig(partial, dpi=110)
     log.info(f"{as_text(result)}\nnumbers and images: {folder}")
     return result
 
 
-def scorers_of(given: Iterable[str] | None, own: str) -> list[str]:
-    """Those asked for, else the route's own and the usual ones; and `random`. Raises UsageError for an unknown one."""
-    names = [own, *USUAL] if given is None else list(given)
-    for name in names:
-        if name not in SCORERS:
-            raise UsageError(f"scorers: {name!r} is not one of {', '.join(SCORERS)}{nearest(name, SCORERS)}")
-    return list(dict.fromkeys([*names, "random"]))
-
-
-@dataclass(frozen=True)
-class Shown:
+class Shown(NamedTuple):
     """Validation images to measure on.
 
     Attributes:
@@ -127,11 +112,7 @@ class Shown:
 
 
 def images_of(trained: Trained, count: int, masks: Path | None = None) -> Shown:
-    """Validation images, evenly spaced over the set; those that cannot be decoded are left out.
-
-    Raises:
-        UsageError, RunError: masks that are missing or no images; other classes; no image at all.
-    """
+    """Validation images, evenly spaced over the set, without those that cannot be decoded. Raises as `importance`."""
     config = trained.config
     source = open_source(config, "val", classes=trained.classes)
     chosen = evenly_spaced(source, count)
@@ -151,16 +132,10 @@ def images_of(trained: Trained, count: int, masks: Path | None = None) -> Shown:
 
 
 def read_masks(config: Config, source: Source, chosen: np.ndarray, folder: Path) -> np.ndarray:
-    """Masks of images of an image folder, resized and cropped as they are: bool (n, S, S), brighter than half.
-
-    Raises:
-        UsageError: the images have no file names; a mask is missing.
-        RunError: a mask cannot be decoded.
-    """
+    """Masks of images of an image folder, resized and cropped as they are: bool (n, S, S), brighter than half."""
     if not isinstance(source, ImageFolder):
-        raise UsageError(
-            f"masks: images of kind {config.data.kind} have no names to find them by; use data.kind image_folder"
-        )
+        why = f"images of kind {config.data.kind} have no names to find them by"
+        raise UsageError(f"masks: {why}; use data.kind image_folder")
     result = []
     for i in chosen.tolist():
         name = Path(source.relative(i))
@@ -191,21 +166,15 @@ COLUMNS = {
 
 def as_text(result: dict[str, Any]) -> str:
     """The measures as a table."""
-    rows = [
-        (name, *(_last(row.get(key)) for key in COLUMNS))
-        for group in ("scorers", "blocks", "routes")
-        for name, row in result[group].items()
-    ]
-    chance = result["kept"] / result["tokens"]
+    rows = []
+    for name, row in (result["scorers"] | result["blocks"] | result["routes"]).items():
+        values = row | {"checkpoint_overlap": (row["checkpoint_overlap"] or [None])[-1]}
+        cells = (values.get(key) for key in COLUMNS)
+        rows.append([name, *("-" if value is None else f"{value:.3f}" for value in cells)])
+    kept, tokens = result["kept"], result["tokens"]
+    head = f"{result['checkpoint']}, {result['images']} images, {result['predicts']} forward; of {tokens} patches"
+    foot = f"two random sets overlap by {kept / tokens:.3f}; what is taken away shows {result['filled_with']}; before:"
     return (
-        f"{result['checkpoint']}, {result['images']} images, {result['predicts']} forward; of {result['tokens']} "
-        f"patches {result['kept']} are kept, by the attention of block {result['site']}\n"
-        + table(rows, ("", *COLUMNS.values()), "<" + ">" * len(COLUMNS))
-        + f"\ntwo random sets overlap by {chance:.3f}; what is taken away shows {result['filled_with']}; before: the "
-        f"checkpoint before the last"
+        f"{head} {kept} are kept, by the attention of block {result['site']}\n"
+        f"{table(rows, ('', *COLUMNS.values()), '<' + '>' * len(COLUMNS))}\n{foot} the checkpoint before the last"
     )
-
-
-def _last(value: float | list[float] | None) -> str:
-    value = value[-1] if isinstance(value, list) and value else value
-    return "-" if value is None or value == [] else f"{value:.3f}"

@@ -26,8 +26,7 @@ def figure_of_measures(result: dict) -> Figure:
         axis.set_ylabel("probability of the true class")
         axis.legend(fontsize=8)
     _draw_kept(kept, result)
-    series = ("separation", "last_block_overlap", "deletion", "insertion")
-    for key in series:
+    for key in ("separation", "last_block_overlap", "deletion", "insertion"):
         values = [row.get(key) for row in result["blocks"].values()]
         if None not in values:
             blocks.plot(range(len(values)), values, marker="o", label=key.replace("_", " "))
@@ -41,22 +40,12 @@ def figure_of_measures(result: dict) -> Figure:
 
 
 def _draw_kept(axis, result: dict) -> None:
-    rows = {
-        name: row
-        for group in ("scorers", "routes")
-        for name, row in result[group].items()
-        if row.get("object_kept") is not None
-    }
+    rows = result["scorers"] | result["routes"]
+    rows = {name: row for name, row in rows.items() if row.get("object_kept") is not None}
     axis.set_title("share of patches kept" if rows else "share of patches kept: there are no masks")
-    places = np.arange(len(rows))
+    places, background = np.arange(len(rows)), [row["background_kept"] or 0 for row in rows.values()]
     axis.barh(places - 0.2, [row["object_kept"] for row in rows.values()], 0.4, label="of the object")
-    axis.barh(
-        places + 0.2,
-        [row["background_kept"] or 0 for row in rows.values()],
-        0.4,
-        color="0.7",
-        label="of the background",
-    )
+    axis.barh(places + 0.2, background, 0.4, color="0.7", label="of the background")
     axis.axvline(result["kept"] / result["tokens"], color="grey", linestyle="--", label="of all")
     axis.set_yticks(places, rows)
     axis.invert_yaxis()
@@ -81,11 +70,9 @@ def figure_of_kept(images: np.ndarray, masks: np.ndarray | None, kept: dict[str,
     for row, (name, sets) in zip(axes, {"image": None, **kept}.items()):
         row[0].set_ylabel(name.replace("_", "\n", 1), fontsize=8)
         for axis, i in zip(row, chosen):
-            view = (
-                images[i]
-                if sets is None
-                else dim_bypassed(images[i], np.flatnonzero(sets[i]), math.isqrt(sets.shape[1]))
-            )
+            view = images[i]
+            if sets is not None:
+                view = dim_bypassed(view, np.flatnonzero(sets[i]), math.isqrt(sets.shape[1]))
             axis.imshow(view, interpolation="nearest")
             if sets is not None and masks is not None:
                 axis.contour(masks[i], [0.5], colors="tab:red", linewidths=0.8)

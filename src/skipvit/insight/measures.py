@@ -33,13 +33,12 @@ def on_object(masks: np.ndarray, grid: int) -> np.ndarray:
 def shares_kept(kept: np.ndarray, objects: np.ndarray) -> tuple[float, float]:
     """Share of the object's patches that are kept, and of the background's: means over the images that have any; nan if
     none has."""
-    return _mean_share(kept, objects), _mean_share(kept, ~objects)
-
-
-def _mean_share(kept: np.ndarray, which: np.ndarray) -> float:
-    counts = which.sum(1)
-    shares = (kept & which).sum(1)[counts > 0] / counts[counts > 0]
-    return float(shares.mean()) if len(shares) else float("nan")
+    result = []
+    for which in (objects, ~objects):
+        counts = which.sum(1)
+        shares = (kept & which).sum(1)[counts > 0] / counts[counts > 0]
+        result.append(float(shares.mean()) if len(shares) else float("nan"))
+    return result[0], result[1]
 
 
 def separation(ranking: np.ndarray, objects: np.ndarray) -> float:

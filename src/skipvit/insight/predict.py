@@ -70,9 +70,8 @@ def predict(
         for step, (good, images) in enumerate(prepared(trained.image_config, source, batch_size, Bad(bad))):
             probabilities = trained.predict(images, batch_size)
             if not np.isfinite(probabilities[good]).all():
-                raise RunError(
-                    f"{trained.checkpoint}: its weights give no finite probabilities; use an older checkpoint"
-                )
+                why = "its weights give no finite probabilities; use an older checkpoint"
+                raise RunError(f"{trained.checkpoint}: {why}")
             for place in good:
                 best = np.argsort(-probabilities[place], kind="stable")[:top]
                 classes = [(int(c), float(probabilities[place, c])) for c in best]

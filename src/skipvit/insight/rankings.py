@@ -14,7 +14,7 @@ from skipvit.engine import checkpoint
 from skipvit.insight import measures
 from skipvit.routing.forward import Forward
 from skipvit.routing.program import Probe, kept_positions
-from skipvit.routing.spec import Span, resolve
+from skipvit.routing.spec import resolve
 from skipvit.runs.trained import Trained
 from skipvit.util.log import log
 
@@ -72,13 +72,6 @@ class Ranker:
         return values
 
 
-def site_of(trained: Trained) -> tuple[int, Span]:
-    """The block whose attention the configuration's first route reads, and that route."""
-    spec = trained.config.model.spec()
-    span = resolve(trained.config.routes, spec.depth, spec.layout())[0]
-    return span.start if span.at == "mlp" else max(span.start - 1, 0), span
-
-
 def measure(trained: Trained, scorers: list[str], shown: Any, earlier: list[Path]) -> tuple[dict[str, Any], Values]:
     """Measure trained weights; earlier checkpoints are for what changes between them.
 
@@ -88,20 +81,20 @@ def measure(trained: Trained, scorers: list[str], shown: Any, earlier: list[Path
     Returns:
         The result for JSON, and of each scorer the kept patches, bool (n, patches).
     """
-    site, span = site_of(trained)
     spec, batch = trained.config.model.spec(), min(trained.config.data.batch_size, len(shown.labels))
+    span = resolve(trained.config.routes, spec.depth, spec.layout())[0]
+    site = span.start if span.at == "mlp" else max(span.start - 1, 0)  # the block whose attention this route reads
     rank = Ranker(trained, scorers, site, span.kept, batch)
     values = [*_of_earlier(trained, rank, shown.images, earlier), rank(shown.images)]
     flipped = rank(np.ascontiguousarray(shown.images[:, :, ::-1]))
     moved = rank(measures.moved_right(shown.images, spec.patch))
     logits = Looks(trained.walk(), batch)
-    rows, last = {}, values[-1].get(f"block {spec.depth - 1}")
+    rows, last, patches = {}, values[-1].get(f"block {spec.depth - 1}"), spec.layout().patches
+    objects = None if shown.masks is None else measures.on_object(shown.masks, math.isqrt(patches))
     for name, found in tqdm(values[-1].items(), "measures", leave=False, disable=None):
         is_route = name.startswith("route ")
         count = round(found.sum(1).mean()) if is_route else span.kept
-        row = of_kept([at[name] for at in values], flipped[name], moved[name], last, count)
-        if shown.masks is not None:
-            row |= of_object(found, shown.masks, count)
+        row = of_kept([at[name] for at in values], flipped[name], moved[name], last, objects, count)
         if not is_route:
             row |= of_ranking(found, last, lambda images: softmax(logits(images)["logits"], axis=1), shown)
         rows[name] = {key: _plain(value) for key, value in row.items()}
@@ -112,7 +105,7 @@ def measure(trained: Trained, scorers: list[str], shown: Any, earlier: list[Path
         "filled_with": shown.filled_with,
         "predicts": trained.forward,
         "site": site,
-        "tokens": spec.layout().patches,
+        "tokens": patches,
         "kept": span.kept,
         "scorers": {name: rows[name] for name in scorers},
         "blocks": {name: row for name, row in rows.items() if name.startswith("block ")},
@@ -134,39 +127,31 @@ def _of_earlier(trained: Trained, rank: Ranker, images: np.ndarray, earlier: lis
     return found
 
 
-def of_kept(
-    values: list[np.ndarray], flipped: np.ndarray, moved: np.ndarray, last: np.ndarray | None, count: int
-) -> dict[str, Any]:
-    """What the kept sets have in common: with those of the last block's attention, of the flipped and of the moved
-    images, and of each checkpoint with the next."""
-    grid = math.isqrt(flipped.shape[1])
-    sets = [measures.top(found, count) for found in values]
-    there = measures.still_there(grid)
-    result = {} if last is None else {"last_block_overlap": measures.overlap(sets[-1], measures.top(last, count))}
-    return result | {
-        "flip_overlap": measures.overlap(sets[-1], measures.mirrored(measures.top(flipped, count), grid)),
-        "shift_overlap": measures.overlap(sets[-1], measures.shifted(measures.top(moved, count), grid), there),
+def of_kept(values: list[np.ndarray], flipped: Any, moved: Any, last: Any, objects: Any, count: int) -> dict[str, Any]:
+    """What is kept of the objects, where they are known, and what the kept sets have in common: with those of the last
+    block's attention, of the flipped and of the moved images, and of each checkpoint with the next."""
+    *_, kept = sets = [measures.top(found, count) for found in values]
+    flipped, moved, grid = measures.top(flipped, count), measures.top(moved, count), math.isqrt(kept.shape[1])
+    result: dict[str, Any] = {
+        "flip_overlap": measures.overlap(kept, measures.mirrored(flipped, grid)),
+        "shift_overlap": measures.overlap(kept, measures.shifted(moved, grid), measures.still_there(grid)),
         "checkpoint_overlap": [measures.overlap(a, b) for a, b in zip(sets, sets[1:])],
     }
-
-
-def of_object(values: np.ndarray, masks: np.ndarray, count: int) -> dict[str, Any]:
-    """What is kept of the object and of the background."""
-    objects = measures.on_object(masks, math.isqrt(values.shape[1]))
-    on, off = measures.shares_kept(measures.top(values, count), objects)
-    return {"object_kept": on, "background_kept": off, "separation": measures.separation(values, objects)}
+    if last is not None:
+        result["last_block_overlap"] = measures.overlap(kept, measures.top(last, count))
+    if objects is not None:
+        result["object_kept"], result["background_kept"] = measures.shares_kept(kept, objects)
+        result["separation"] = measures.separation(values[-1], objects)
+    return result
 
 
 def of_ranking(values: np.ndarray, last: np.ndarray | None, predict: measures.Predict, shown: Any) -> dict[str, Any]:
     """What the order of the patches is worth to the network, and what it has in common with that of the last block."""
+    result: dict[str, Any] = {} if last is None else {"last_block_correlation": measures.correlation(values, last)}
     curves = measures.deletion_insertion(predict, shown.images, shown.fill, shown.labels, values, POINTS)
-    result = {} if last is None else {"last_block_correlation": measures.correlation(values, last)}
-    return result | {
-        "deletion": measures.area(curves[0]),
-        "insertion": measures.area(curves[1]),
-        "deletion_curve": curves[0],
-        "insertion_curve": curves[1],
-    }
+    for name, curve in zip(("deletion", "insertion"), curves):
+        result |= {name: measures.area(curve), f"{name}_curve": curve}
+    return result
 
 
 def _plain(value: Any) -> Any:
