@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from skipvit.measure.bench.timing import Estimate, estimate
+from skipvit.measure.bench.result import Estimate, estimate
 
 # Ranks of the usual tables of distribution-free 95 % intervals for a median (W. J. Conover, Practical Nonparametric
 # Statistics).

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 FLOAT32 = 4  # bytes
 MIB, GIB = 2**20, 2**30
-BY_BLOCK = ("attention_tokens", "tokens", "block_macs", "block_activations")
 
 
 @dataclass(frozen=True)
@@ -133,8 +132,8 @@ def _block_rows(cost: Cost) -> list[list[str]]:
     """Of each forward but the dense one, if there are others: its blocks, those that are alike together."""
     rows, names = [], [name for name in cost.forwards if name != "dense"] or ["dense"]
     for name in names:
-        forward, first = cost.forwards[name], 0
-        for alike, group in groupby(zip(*(getattr(forward, values) for values in BY_BLOCK))):
+        f, first = cost.forwards[name], 0
+        for alike, group in groupby(zip(f.attention_tokens, f.tokens, f.block_macs, f.block_activations)):
             attention, mlp, macs, kept = alike
             last = first + len(list(group)) - 1
             blocks = f"{first}" if first == last else f"{first} to {last}, each"
@@ -173,16 +172,14 @@ def cost(config: Config) -> Cost:
     for name in config.forwards():
         program = config.program(name)
         blocks, parts = blocks_of(spec, program), forward_parts(spec, program, formulation)
-        kept = tuple(
-            0 if head_only else sum(spec.activations(step, compute) for step in block.steps) for block in blocks
-        )
         trained = training_macs(spec, program, formulation, head_only)
+        kept = [0 if head_only else sum(spec.activations(step, compute) for step in block.steps) for block in blocks]
         forwards[name] = ForwardCost(
             program.image_size,
             tuple(block.mlp for block in blocks),
             tuple(block.attention for block in blocks),
             tuple(block.macs for block in blocks),
-            kept,
+            tuple(kept),
             parts,
             sum(parts.values()),
             trained,

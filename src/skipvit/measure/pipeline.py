@@ -62,23 +62,20 @@ def measure(config: Config, source: Source, threads: Iterable[int], seconds: flo
         setting.steps = setting.threads * max(1, round(seconds / ROUNDS / per_batch))
     total = round(seconds * len(settings))
     with tqdm(total=total, desc="timing", disable=None, leave=False, unit="s", bar_format=BAR) as bar:
-        turn = 2
         while any(setting.seconds < seconds for setting in settings):
             for setting in settings:
-                wall, processor = _pass(batches, source, setting, turn)
+                wall, processor = _pass(batches, source, setting, turn=2 + len(setting.wall))
                 setting.wall.append(wall)
                 setting.processor.append(processor)
                 spent = wall * setting.steps * config.data.batch_size
                 bar.update(min(spent, max(0.0, seconds - setting.seconds)))
                 setting.seconds += spent
-            turn += 1
     return settings
 
 
 def _pass(batches: Batches, source: Source, setting: Setting, turn: int) -> tuple[float, float]:
     """Make `setting.steps` batches to the last one; seconds an image, by the clock and of all processors."""
-    count = setting.steps * batches.batch_size
-    augment = batches.augment
+    count, augment = setting.steps * batches.batch_size, batches.augment
     if setting.plain:
         augment = AugmentConfig(crop=augment.crop, crop_min=augment.crop_min)
     made = replace(batches, source=_chosen(source, count, turn), augment=augment, workers=setting.threads, epoch=turn)
@@ -103,14 +100,8 @@ def report(config: Config, images: int, settings: list[Setting], need: float) ->
     rows = []
     for setting in settings:
         wall, processor = float(np.median(setting.wall)), float(np.median(setting.processor))
-        rows.append(
-            {
-                "threads": setting.threads,
-                "images_per_s": 1 / wall,
-                "cpu_s_per_image": processor,
-                "images_per_s_per_core": 1 / processor,
-            }
-        )
+        row = {"threads": setting.threads, "images_per_s": 1 / wall, "cpu_s_per_image": processor}
+        rows.append(row | {"images_per_s_per_core": 1 / processor})
     *rows, plain = rows
     cost = rows[-1]["cpu_s_per_image"]
     return {
@@ -127,24 +118,15 @@ def report(config: Config, images: int, settings: list[Setting], need: float) ->
 
 
 def as_text(result: dict) -> str:
-    side, share = result["image_size"], 100 * result["decode_share"]
-    one = result["settings"][0]["images_per_s"]
-    rows = [
-        (
-            row["threads"],
-            f"{row['images_per_s']:.1f}",
-            f"{row['images_per_s'] / one:.2f} x",
-            f"{1000 * row['cpu_s_per_image']:.2f}",
-            f"{row['images_per_s_per_core']:.1f}",
-        )
-        for row in result["settings"]
-    ]
-    return "\n".join(
-        [
-            f"{result['images']} images, made {side} x {side} in batches of {result['batch_size']}",
-            table(rows, ("threads", "images/s", "against one", "CPU ms an image", "images/s a core")),
-            f"reading, decoding and cropping: {share:.0f} % of the CPU time; augmenting: {100 - share:.0f} %",
-            f"{result['need']:g} images/s: {result['cores_per_device']:.1f} cores for one device, "
-            f"{result['cores_for_eight_devices']:.1f} for eight",
-        ]
+    side, share, rows = result["image_size"], 100 * result["decode_share"], []
+    for row in result["settings"]:
+        speed, gain = row["images_per_s"], row["images_per_s"] / result["settings"][0]["images_per_s"]
+        cells = f"{1000 * row['cpu_s_per_image']:.2f}", f"{row['images_per_s_per_core']:.1f}"
+        rows.append((row["threads"], f"{speed:.1f}", f"{gain:.2f} x", *cells))
+    one, eight = result["cores_per_device"], result["cores_for_eight_devices"]
+    return (
+        f"{result['images']} images, made {side} x {side} in batches of {result['batch_size']}\n"
+        f"{table(rows, ('threads', 'images/s', 'against one', 'CPU ms an image', 'images/s a core'))}\n"
+        f"reading, decoding and cropping: {share:.0f} % of the CPU time; augmenting: {100 - share:.0f} %\n"
+        f"{result['need']:g} images/s: {one:.1f} cores for one device, {eight:.1f} for eight"
     )

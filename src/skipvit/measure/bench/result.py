@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from scipy.stats import binom
 
-from skipvit.measure.bench.timing import Estimate, estimate
 from skipvit.util.errors import RunError
 from skipvit.util.text import table
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from skipvit.measure.bench.variants import Variant
 
+FEWEST_ROUNDS = 6  # of fewer numbers not even all of them are a 95 % interval
 HEAD = ["", "batch", "step, s", "IQR, s", "images/s", "speed-up (95 % interval)", "ideal", "efficiency"]
 HEAD += ["memory, MiB", "first step, s"]
 
@@ -52,10 +53,24 @@ class BenchResult:
         return "\n\n".join([*blocks, machine])
 
     def figure(self) -> Figure:
-        """Speed-ups beside what the multiply-accumulates allow, and memory."""
-        from skipvit.measure.bench.figure import speed_figure
+        """Speed-ups beside what the multiply-accumulates allow, and memory; a row a batch size."""
+        from matplotlib.figure import Figure
 
-        return speed_figure(self.values)
+        batches = self.values["batches"]
+        most = max(len(batch["variants"]) for batch in batches)
+        figure = Figure(figsize=(11, (1.2 + 0.5 * most) * len(batches)), layout="constrained")
+        for batch, (speed, memory) in zip(batches, figure.subplots(len(batches), 2, squeeze=False, sharey="row")):
+            rows = batch["variants"]
+            places = np.arange(len(rows))
+            _draw_speed(speed, rows, places)
+            memory.barh(places, [row["peak_memory_bytes"] / 2**20 for row in rows], 0.6, color="tab:grey")
+            memory.set_xlabel("peak memory, MiB")
+            speed.set_yticks(places, [f"{row['name']}, batch {row['batch_size']}" for row in rows])
+            speed.invert_yaxis()  # of both, which share it: the baseline on top
+            speed.set_xlabel(f"{self.values['mode']} images/s against {batch['baseline']}")
+            for axis in (speed, memory):
+                axis.grid(axis="x", alpha=0.3)
+        return figure
 
     def uncertain(self) -> int:
         """How many figures are None because their intervals are too wide."""
@@ -66,12 +81,48 @@ class BenchResult:
 
     def refuse_uncertain(self) -> None:
         """Raises RunError if there are such figures."""
-        count, widest, rounds = self.uncertain(), self.values["widest"], self.values["rounds"]
-        if count:
-            raise RunError(
-                f"too noisy to say for {count} of the figures (an interval wider than --widest {widest:g}): "
-                f"use more --rounds than {rounds}, or an idle machine"
-            )
+        if count := self.uncertain():
+            wider = f"an interval wider than --widest {self.values['widest']:g}"
+            what_to_do = f"use more --rounds than {self.values['rounds']}, or an idle machine"
+            raise RunError(f"too noisy to say for {count} of the figures ({wider}): {what_to_do}")
+
+
+def _draw_speed(axis, rows: list[dict], places: np.ndarray) -> None:
+    ideals = [row["ideal_speedup"] for row in rows]
+    axis.barh(places + 0.2, ideals, 0.35, color="none", edgecolor="black", label="ideal (MACs)")
+    for place, row in zip(places, rows):
+        low, high = row["step"].get("speedup_interval", (1, 1))
+        value = row["step"].get("speedup", 1)
+        if value is None:
+            axis.text(0.02, place - 0.2, f"too noisy to say ({low:.2f} to {high:.2f})", va="center", fontsize=8)
+        else:
+            axis.barh(place - 0.2, value, 0.35, color="tab:blue", label="measured" if place == 0 else None)
+            axis.errorbar(value, place - 0.2, xerr=[[value - low], [high - value]], color="black", capsize=3)
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+
+
+class Estimate(NamedTuple):
+    """A median over rounds with a 95 % interval, in whatever unit was measured."""
+
+    median: float
+    low: float
+    high: float
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """The median of independent values of any distribution, and the narrowest interval between two of them, equally far
+    from both ends, that holds the distribution's median with at least 95 % confidence (order statistics: the number of
+    values below it is binomial with p = 1/2).
+
+    Raises:
+        ValueError: fewer than `FEWEST_ROUNDS` values.
+    """
+    count = len(values)
+    if count < FEWEST_ROUNDS:
+        raise ValueError(f"{count} rounds have no 95 % interval; at least {FEWEST_ROUNDS} do")
+    # Fewer than `rank` values lie below the median with a chance of at most 2.5 %; as many above.
+    rank, ordered = int(binom.ppf(0.025, count, 0.5)), np.sort(values)
+    return Estimate(float(np.median(values)), float(ordered[rank - 1]), float(ordered[count - rank]))
 
 
 def compared(variants: list[Variant], alone: list[Variant], widest: float) -> dict[str, Any]:

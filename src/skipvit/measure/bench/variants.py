@@ -15,8 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from skipvit.config.config import Config
-from skipvit.measure.bench.result import BenchResult, compared
-from skipvit.measure.bench.timing import FEWEST_ROUNDS
+from skipvit.measure.bench.result import FEWEST_ROUNDS, BenchResult, compared
 from skipvit.measure.bench.turns import Worker
 from skipvit.models.arithmetic import forward_macs
 from skipvit.routing.program import Program
@@ -72,8 +71,8 @@ def begun(mode: Mode, rounds: int, widest: float) -> dict[str, Any]:
         raise UsageError(f"rounds: {rounds} rounds have no 95 % interval; use {FEWEST_ROUNDS} or more")
     if not 0 < widest < math.inf:
         raise UsageError(f"widest: {widest:g} is not a share above 0; 0.05 allows 1.45 to 1.52")
-    machine = {"cores": cores(), "load_before": os.getloadavg()[0]}
-    return {"mode": mode, "rounds": rounds, "widest": widest} | machine | {"batches": []}
+    how = {"mode": mode, "rounds": rounds, "widest": widest}
+    return how | {"cores": cores(), "load_before": os.getloadavg()[0], "batches": []}
 
 
 @dataclass
