@@ -15,7 +15,6 @@ from PIL import Image
 from skipvit.cli import run
 from skipvit.config.config import to_yaml
 from skipvit.config.reading import checked
-from skipvit.lab.plan import Trial
 from skipvit.lab.report import accuracy, page, speed, weights
 from skipvit.lab.report.figures import kept_figure
 from skipvit.lab.report.origin import save
@@ -65,7 +64,8 @@ def write_run(folder, name, method, seed, keys, evaluations, variant=None, point
     (folder / name / "summary.json").write_text(json.dumps(summary))
     (folder / name / "checkpoints").mkdir()
     (folder / name / "checkpoints" / "epoch_0004_step_000010.ckpt").write_bytes(b"weights")
-    return Trial(name, method, variant or method, "", seed, point or {}, config).as_dict()
+    variant, point = variant or method, point or {}
+    return {"name": name, "method": method, "variant": variant, "cell": "", "seed": seed, "point": point}
 
 
 @pytest.fixture(scope="module")

@@ -458,7 +458,7 @@ def jobs_of(tmp_path, said, monkeypatch, line):
     trials = plans.read(write(tmp_path, seeds=1)).trials
     folder = tmp_path / "runs/tiny"
     folder.mkdir(parents=True)
-    return Jobs(folder, trials, {trial.name: tmp_path / "x.yaml" for trial in trials}, [Place()], said.append)
+    return Jobs(folder, trials, [Place()], said.append)
 
 
 def test_a_full_disk_does_not_end_the_sweep(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ FAILED = "failed.json"  # in the sweep's folder: the last error line of each run
 
 
 def is_finished(path: Path) -> bool:
-    """Whether there is a run in a folder that has trained all its epochs."""
+    """Whether there is a run in a folder, which can be read, that has trained all its epochs."""
     try:
         return Run(path).finished
     except UsageError:
@@ -56,22 +56,11 @@ class Child:
 
 
 class Jobs:
-    """Trains the runs of a sweep, as many at a time as there are places.
+    """Trains the runs of a sweep as the files in its folder's `configs` say, as many at a time as there are places;
+    `say` takes each line for a person."""
 
-    Args:
-        configs: the file of each run's configuration, by its name.
-        say: takes each line for a person.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        trials: tuple[Trial, ...],
-        configs: dict[str, Path],
-        places: list[Place],
-        say: Callable[[str], None],
-    ):
-        self.folder, self.trials, self.configs, self.free, self.say = folder, trials, configs, list(places), say
+    def __init__(self, folder: Path, trials: tuple[Trial, ...], places: list[Place], say: Callable[[str], None]):
+        self.folder, self.trials, self.free, self.say = folder, trials, list(places), say
         self.waiting, self.running, self.failed = deque(trials), list[Child](), dict[str, str]()
         self.done = {trial.name for trial in trials if is_finished(folder / trial.name)}
         self.epochs = {trial.name: self.count_epochs(trial) for trial in trials}
@@ -154,20 +143,16 @@ class Jobs:
 
     def start(self, trial: Trial, place: Place) -> None:
         device = {} if place.device is None else {"DEVICE_ID": str(place.device)}
-        words = ["--config", str(self.configs[trial.name]), "--runs", str(self.folder), "--resume", "auto"]
-        path = self.folder / "logs" / f"{trial.name}.log"
+        config = self.folder / "configs" / f"{trial.name}.yaml"
+        words = ["--config", str(config), "--runs", str(self.folder), "--resume", "auto"]
+        path, env = self.folder / "logs" / f"{trial.name}.log", followed_environment(place.cores) | device
         try:
             path.parent.mkdir(exist_ok=True)
             with open_regular(path, "ab") as log:
                 begins = log.seek(0, os.SEEK_END)
-                process = subprocess.Popen(
-                    command("train", *words),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=followed_environment(place.cores) | device,
-                    start_new_session=True,  # Ctrl-C is for the sweep, which hands it on
-                )
+                files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+                # In a session of its own: Ctrl-C is for the sweep, which hands it on.
+                process = subprocess.Popen(command("train", *words), **files, env=env, start_new_session=True)
         except OSError as error:
             self.free.append(place)
             self.note(trial, f"could not be started ({one_line(error)})")
@@ -185,8 +170,10 @@ class Jobs:
             self.free.append(child.place)
             if code == 0 and is_finished(self.folder / trial.name):
                 self.done.add(trial.name)
+                forwards = (Run(self.folder / trial.name).summary() or {})["forwards"]
+                scores = ", ".join(f"{name} {values['top1']:.2f} %" for name, values in forwards.items())
                 took = duration(time.monotonic() - child.begun)
-                self.say(f"{trial.name}: {self.scores(trial)}, {took}; {self.progress()}")
+                self.say(f"{trial.name}: top-1 {scores}, {took}; {self.progress()}")
             elif self.stops:
                 self.waiting.append(trial)
             else:
@@ -204,10 +191,6 @@ class Jobs:
             write_whole(self.folder / FAILED, json.dumps(self.failed, indent=2) + "\n")
         except OSError as error:
             self.say(f"warning: {self.folder / FAILED}: not written ({error.strerror})")
-
-    def scores(self, trial: Trial) -> str:
-        forwards = (Run(self.folder / trial.name).summary() or {})["forwards"]
-        return "top-1 " + ", ".join(f"{name} {scores['top1']:.2f} %" for name, scores in forwards.items())
 
     def progress(self) -> str:
         """Runs done, and the time left if epochs go on as they did."""

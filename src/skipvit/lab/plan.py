@@ -6,11 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from skipvit.config.config import Config
 from skipvit.config.groups import Group
@@ -23,6 +24,7 @@ from skipvit.util.text import nearest
 ABOUT = "a plan is a mapping with base, methods and seeds (docs/lab.md)"
 MOST = 10_000  # trials
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*"  # of a method: part of folder names
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 # Runs of a sweep are compared with each other, so only this may differ between the plan and what was trained before.
 MAY_DIFFER = {"name", "checkpoint.keep", "checkpoint.minutes", "data.workers", "data.broken_share"}
 
@@ -46,9 +48,8 @@ class PlanFile(Group):
     """top-1, percent, for which the report gives the time that it takes"""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One training of a sweep.
+class Entry(BaseModel):
+    """One training of a sweep, as `sweep.json` has it.
 
     Attributes:
         name: of its run: the variant, the cell, the seed.
@@ -57,17 +58,18 @@ class Trial:
         point: the grids' values by key or label.
     """
 
-    name: str
-    method: str
-    variant: str
-    cell: str
+    name: Name
+    method: Name
+    variant: Name
+    cell: Annotated[str, Field(pattern=f"^({NAME})?$")]
     seed: int
     point: dict[str, Any]
-    config: Config = field(repr=False)
 
-    def as_dict(self) -> Values:
-        """Everything but the configuration, which the run's folder has."""
-        return {name: value for name, value in vars(self).items() if name != "config"}
+
+class Trial(Entry):
+    """One training of a plan."""
+
+    config: Config = Field(exclude=True, repr=False)
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,8 @@ def read(path: Path, overrides: Values | None = None, base: Path | None = None) 
     if baseline not in plan.methods:
         raise UsageError(f"{path}: baseline: {baseline} is not one of the methods" + nearest(baseline, plan.methods))
     if "grid" in _keys_of(plan.methods[baseline]):
-        raise UsageError(
-            f"{path}: methods.{baseline}.grid: the baseline is to be one method; let others have the grid, or all"
-        )
+        why = "the baseline is to be one method; let others have the grid, or all"
+        raise UsageError(f"{path}: methods.{baseline}.grid: {why}")
     if path.stem.startswith("."):
         raise UsageError(f"{path}: the file's name is that of the sweep's folder, and may not begin with a dot")
     if base is None:
@@ -116,13 +117,12 @@ def read(path: Path, overrides: Values | None = None, base: Path | None = None) 
     else:
         begin = read_yaml(recipe(base))
     _refuse_own(overrides or {}, "--")
-    trials: list[Trial] = []
-    for method in plan.methods:
-        for trial in _trials_of(path, method, begin, plan, seeds, overrides or {}):
-            trials.append(trial)
-            if len(trials) > MOST:
-                raise UsageError(f"{path}: these are more than {MOST:,} runs; use fewer methods, values or seeds")
-    return Plan(path.stem, _without_twins(path, trials), baseline, plan.target if base is None else None)
+    found = (_trials_of(path, method, begin, plan, seeds, overrides or {}) for method in plan.methods)
+    trials = tuple(islice(chain.from_iterable(found), MOST + 1))
+    if len(trials) > MOST:
+        raise UsageError(f"{path}: these are more than {MOST:,} runs; use fewer methods, values or seeds")
+    _refuse_twins(path, trials)
+    return Plan(path.stem, trials, baseline, plan.target if base is None else None)
 
 
 def _keys_of(method: str | Values | None) -> Values:
@@ -147,12 +147,12 @@ def _trials_of(
         for point, of_point in points(own_grid, f"{where}.grid"):
             values = _over(_over(base, of_cell, f"{path}: grid"), of_point, f"{where}.grid")
             values = over(values, overrides, where)
-            variant, cell_name = "-".join([method, *_words(point)]), "-".join(_words(cell))
+            names = {"method": method, "variant": "-".join([method, *_words(point)]), "cell": "-".join(_words(cell))}
             for seed in seeds:
-                name = "-".join([variant, *_words(cell), f"s{seed}"])
+                name = "-".join([names["variant"], *_words(cell), f"s{seed}"])
                 place = f"{where} ({name})" if cell or point else where
                 config = checked(values | {"name": name, "seed": seed}, place)
-                yield Trial(name, method, variant, cell_name, seed, cell | point, config)
+                yield Trial(name=name, **names, seed=seed, point=cell | point, config=config)
 
 
 def _over(values: Values, keys: Values, where: str) -> Values:
@@ -173,17 +173,17 @@ def _words(point: dict[str, Any]) -> list[str]:
     return [re.sub(r"[^A-Za-z0-9_.]+", "_", text) for text in texts]
 
 
-def _without_twins(path: Path, trials: list[Trial]) -> tuple[Trial, ...]:
+def _refuse_twins(path: Path, trials: tuple[Trial, ...]) -> None:
     """Raises UsageError if two trials have the same name, or are the same."""
-    names: dict[str, Trial] = {}
-    identities: dict[str, Trial] = {}
+    names: set[str] = set()
+    known: dict[str, str] = {}  # names by identity
     for trial in trials:
-        if names.setdefault(trial.name, trial) is not trial:
+        if trial.name in names:
             raise UsageError(f"{path}: two runs would be named {trial.name}; give other names to methods or grid")
-        same = identities.setdefault(identity(trial.config), trial)
-        if same is not trial:
-            raise UsageError(f"{path}: {same.name} and {trial.name} are the same run; leave one out")
-    return tuple(trials)
+        names.add(trial.name)
+        same = known.setdefault(identity(trial.config), trial.name)
+        if same != trial.name:
+            raise UsageError(f"{path}: {same} and {trial.name} are the same run; leave one out")
 
 
 def identity(config: Config) -> str:

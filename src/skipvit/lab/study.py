@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -13,25 +13,12 @@ from skipvit.config.config import Config
 from skipvit.config.reading import first_problem
 from skipvit.lab.intervals import Mean, mean_of
 from skipvit.lab.jobs import FAILED
-from skipvit.lab.plan import NAME
+from skipvit.lab.plan import Entry
 from skipvit.measure.cost import Cost, cost
 from skipvit.runs.run import Run
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import read_json, read_text
 from skipvit.util.text import one_line
-
-Name = Annotated[str, Field(pattern=f"^{NAME}$")]
-
-
-class Entry(BaseModel):
-    """A run in `sweep.json`, see `plan.Trial`."""
-
-    name: Name
-    method: Name
-    variant: Name
-    cell: Annotated[str, Field(pattern=f"^({NAME})?$")]
-    seed: int
-    point: dict[str, Any]
 
 
 class SweepFile(BaseModel):
@@ -69,10 +56,7 @@ class Outcome:
 
 def outcome(path: Path, seed: int) -> Outcome | None:
     """The run in a folder; None if it is not finished. Raises UsageError if its files cannot be read."""
-    if not (path / "config.yaml").is_file():
-        return None
-    run = Run(path)
-    if not run.finished:
+    if not (path / "config.yaml").is_file() or not (run := Run(path)).finished:
         return None
     main, records = run.config.main() + ("_ema" if run.config.ema.decay else ""), run.records()
     forwards = (run.summary() or {})["forwards"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -85,7 +85,8 @@ class Sweep:
             for source in reuse:
                 taken = take_over(self.plan.trials, self.folder, Path(source))
                 say(f"from {source}: {', '.join(taken) or 'nothing that this plan needs'}")
-            Jobs(self.folder, self.plan.trials, self._write(command), places, say).follow()
+            self._write(command)
+            Jobs(self.folder, self.plan.trials, places, say).follow()
 
     def results(self) -> list[dict[str, Any]]:
         """A row for each run, finished or not, in the order of the plan.
@@ -101,7 +102,7 @@ class Sweep:
             path = self.folder / trial.name
             found, epochs = outcome(path, trial.seed), len(read_records(path))
             about = {"forward": found.forward, "top1": found.top1} if found else {"forward": None, "top1": {}}
-            rows.append(trial.as_dict() | about | {"finished": bool(found), "epochs": epochs, "path": path})
+            rows.append(trial.model_dump() | about | {"finished": bool(found), "epochs": epochs, "path": path})
         return rows
 
     def table(self) -> str:
@@ -121,20 +122,17 @@ class Sweep:
         count = f"{len(self.plan.trials)} runs in {self.folder}, {len(done)} of them finished"
         return f"{table(rows, head)}\n{count}; gains are of training, against dense"
 
-    def _write(self, command: str) -> dict[str, Path]:
-        """Write down what the plan comes to, for the report, and each run's configuration; returns their files."""
+    def _write(self, command: str) -> None:
+        """Write down what the plan comes to, for the report, and each run's configuration."""
         about = {"plan": self.plan.name, "baseline": self.plan.baseline, "target": self.plan.target, "command": command}
-        about["runs"] = [trial.as_dict() for trial in self.plan.trials]
+        about["runs"] = [trial.model_dump() for trial in self.plan.trials]
         write_whole(self.folder / "sweep.json", json.dumps(about, indent=2, default=str) + "\n")
         (self.folder / "configs").mkdir(exist_ok=True)
-        result = {}
         for trial in self.plan.trials:
             config = trial.config
             if trial.seed != self.plan.trials[0].seed:  # of the first one the report draws epochs
                 config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"keep": 1})})
-            result[trial.name] = self.folder / "configs" / f"{trial.name}.yaml"
-            write_whole(result[trial.name], to_yaml(config))
-        return result
+            write_whole(self.folder / "configs" / f"{trial.name}.yaml", to_yaml(config))
 
 
 def refuse_changed(trial: Trial, path: Path) -> None:
@@ -154,19 +152,10 @@ def claimed(folder: Path) -> BinaryIO:
 
 
 def take_over(trials: Iterable[Trial], folder: Path, source: Path) -> list[str]:
-    """Copy finished runs of another sweep that are the same as runs of this one but for their names.
-
-    Args:
-        folder: of this sweep; runs that were begun there are left alone.
-        source: the folder of the other sweep.
-
-    Returns:
-        names in this sweep of what was copied.
-
-    Raises:
-        UsageError: the source has no finished runs, or a copy cannot be written.
-    """
-    there = {identity(config): path for path, config in _finished_runs(source)}
+    """Copy finished runs of another sweep's folder that are the same as runs of this one but for their names; what was
+    begun here is left alone. Returns the names here. Raises UsageError if there are none, or they cannot be copied."""
+    begun = sorted(source.glob("[!.]*/config.yaml"))
+    there = {identity(load_config(path)): path.parent for path in begun if is_finished(path.parent)}
     if not there:
         raise UsageError(f"--reuse: {source} has no finished runs")
     taken = []
@@ -182,16 +171,6 @@ def take_over(trials: Iterable[Trial], folder: Path, source: Path) -> list[str]:
     return taken
 
 
-def _finished_runs(source: Path) -> Iterator[tuple[Path, Config]]:
-    for path in sorted(source.glob("[!.]*/config.yaml")):
-        try:
-            config = load_config(path)
-        except UsageError:
-            continue  # of another version, or damaged: it is of no use here
-        if is_finished(path.parent):
-            yield path.parent, config
-
-
 def _copy(path: Path, target: Path) -> None:
     """The whole run under another name; complete or not there at all."""
     part = target.with_name(f".{target.name}.part")
@@ -205,11 +184,8 @@ def _copy(path: Path, target: Path) -> None:
 
 
 def places_of(config: Config, jobs: int | None) -> list[Place]:
-    """Where the jobs run: each has cores of its own, or on Ascend a device of its own.
-
-    Raises:
-        UsageError: no jobs, or more than there are devices.
-    """
+    """Where the jobs run: each has cores of its own, or on Ascend a device of its own. Raises UsageError for no jobs,
+    or more than there are devices."""
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs: {jobs} runs at the same time make no sweep; use 1 or more")
     if devices.choose(config.device) == "ascend":
@@ -218,18 +194,13 @@ def places_of(config: Config, jobs: int | None) -> list[Place]:
             raise UsageError(f"--jobs: {jobs} asked for, this machine has {len(there)} devices that may be used")
         # Processes count the devices that they may use from 0, whatever the machine calls them.
         return [Place(device=device) for device in range(len(there[:jobs]))]
-    bound = sorted(os.sched_getaffinity(0))
+    bound, found = sorted(os.sched_getaffinity(0)), cost(config)
     mine = bound[: cores()]  # fewer where a container has a quota
-    fitting = max(1, memory_free() // memory_of(config))
-    count = jobs or min(len(mine), fitting)
+    # What training takes on a CPU, by arithmetic, generously.
+    kept = config.data.batch_size * max(forward.activations for forward in found.forwards.values())
+    memory = PROCESS_MEMORY + sum(found.state.values()) + kept
+    count = jobs or min(len(mine), max(1, memory_free() // memory))
     # MindSpore makes as many threads as a process has cores, and they spin: on shared cores they hold each other up.
     if count > len(mine) or count == 1 and mine == bound:
         return [Place()] * count
     return [Place(cores=frozenset(mine[i::count])) for i in range(count)]
-
-
-def memory_of(config: Config) -> int:
-    """Bytes that training takes on a CPU, by arithmetic, generously."""
-    found = cost(config)
-    kept = max(forward.activations for forward in found.forwards.values())
-    return PROCESS_MEMORY + sum(found.state.values()) + config.data.batch_size * kept
