@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 from one_line import WRONG, End, attempt, chosen, run_all, untouched
 
-from skipvit.lab.plan import Trial
 from skipvit.lab.report import page, speed
 from skipvit.lab.report.origin import save
 from skipvit.lab.study import read_study
@@ -77,7 +76,8 @@ def build(folder: Path) -> None:
         (path / "versions.json").write_text(json.dumps([{"skipvit": "1", "mindspore": "2", "started": "today"}]))
         (path / "broken_images.txt").write_text("a.jpg\tcut\n")
         (path / ".lock").touch()
-        runs.append(Trial(path.name, method, method, "", 0, {"optim.lr": 1e-3}, run.config).as_dict())
+        entry = {"name": path.name, "method": method, "variant": method, "cell": "", "seed": 0}
+        runs.append(entry | {"point": {"optim.lr": 1e-3}})
     about = {"plan": "plan", "baseline": "dense", "target": 10.0, "command": "skipvit sweep", "runs": runs}
     (sweep / "sweep.json").write_text(json.dumps(about))
     (sweep / "failed.json").write_text(json.dumps({"other-s0": "no images"}))
