@@ -84,7 +84,7 @@ def begun(folder, name):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_runs_are_asked_with_the_signal_that_came_and_then_killed(tmp_path, number):
-    jobs, child = Jobs(tmp_path, (), {}, [], lambda line: None), Mock()
+    jobs, child = Jobs(tmp_path, (), [], lambda line: None), Mock()
     jobs.running = [child]
     for sent in (number, signal.SIGKILL):
         jobs.ask_to_stop(number)
