@@ -70,3 +70,12 @@ def test_differences_are_taken_within_seeds():
     assert paired(dense, other).side == "below"
     assert paired({0: 91.0, 1: 79.0}, dense).side == "same"  # +1 and -1
     assert paired({7: 1.0}, dense) is None
+
+
+def test_a_difference_that_would_be_seen_is_seen_in_four_of_five_repetitions():
+    rng, count, repetitions = np.random.default_rng(0), 5, 4000
+    detectable = np.mean([mean_of(rng.normal(size=count)).detectable for _ in range(400)])
+    detectable /= 0.94  # the mean standard deviation of five normal values
+    seen = [mean_of(row).low > 0 for row in rng.normal(detectable, 1, (repetitions, count))]
+    assert np.mean(seen) == pytest.approx(0.8, abs=0.03)
+    assert mean_of([1.0]).detectable is None

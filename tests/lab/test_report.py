@@ -13,8 +13,6 @@ import pytest
 from PIL import Image
 
 from skipvit.cli import run
-from skipvit.config.config import to_yaml
-from skipvit.config.reading import checked
 from skipvit.lab.report import accuracy, page, speed, weights
 from skipvit.lab.report.figures import kept_figure
 from skipvit.lab.report.origin import save
@@ -23,16 +21,8 @@ from skipvit.lab.report.write import write_report
 from skipvit.lab.study import Arm, outcome, read_study
 from skipvit.lab.sweep import claimed
 from support.damage import mutated
+from support.study import ROUTED, write_run
 
-MODEL = {"name": "vit_tiny_patch16_224", "width": 64, "depth": 6, "heads": 2, "patch": 4, "image_size": 32}
-MODEL |= {"num_classes": 10}
-BASE = {
-    "device": "cpu",
-    "model": MODEL,
-    "data": {"kind": "shapes", "batch_size": 32, "train_size": 320},
-    "optim": {"epochs": 4, "warmup_epochs": 1},
-}
-ROUTED = {"routes": [{"start": 2, "end": 5}], "phases": [{"epochs": 1, "routes": []}, {}]}
 # By method: keys; after epochs 2 and 4 top-1 by seed, dense and routed.
 METHODS = {
     "dense": ({}, [([80.0, 82.0, 84.0], None), ([90.0, 92.0, 94.0], None)]),
@@ -43,29 +33,6 @@ METHODS = {
     ),
 }
 WARMUP = {0: [88.0, 90.0, 92.0], 2: [90.0, 90.0, 93.0]}
-
-
-def write_run(folder, name, method, seed, keys, evaluations, variant=None, point=None):
-    """A run's folder as training leaves it, and its entry in sweep.json."""
-    config = checked(BASE | keys | {"name": name, "seed": seed}, name)
-    (folder / name).mkdir(parents=True)
-    (folder / name / "config.yaml").write_text(to_yaml(config))
-    forward = config.trained()
-    with open(folder / name / "metrics.jsonl", "w") as file:
-        for epoch, (dense, routed) in zip((2, 4), evaluations):
-            val = {"dense": {"top1": dense}} | ({"routed": {"top1": routed}} if routed is not None else {})
-            file.write(json.dumps({"epoch": epoch, "trained": forward, "steps": 10, "val": val}) + "\n")
-    last = {"dense": evaluations[-1][0]} | ({"routed": evaluations[-1][1]} if evaluations[-1][1] is not None else {})
-    summary = {
-        "epochs": 4,
-        "forwards": {name: {"top1": top1} for name, top1 in last.items()},
-        "best": {"forward": forward},
-    }
-    (folder / name / "summary.json").write_text(json.dumps(summary))
-    (folder / name / "checkpoints").mkdir()
-    (folder / name / "checkpoints" / "epoch_0004_step_000010.ckpt").write_bytes(b"weights")
-    variant, point = variant or method, point or {}
-    return {"name": name, "method": method, "variant": variant, "cell": "", "seed": seed, "point": point}
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +117,7 @@ def complete(sweep, without_speed):
 
 def test_accuracies_and_paired_differences(sweep, without_speed):
     """90, 92, 94: mean 92, s 2, half width 4.3027 x 2 / sqrt(3) = 4.97. skipvit less dense: 1, -1, 0: 0 +- 2.48."""
-    assert rows_of(sweep, "dense")[0] == ["3", "dense", "92.00 ± 4.97", "92.00 ± 4.97", "–", "", "baseline"]
+    assert rows_of(sweep, "dense")[0] == ["3", "dense", "92.00 ± 4.97", "92.00 ± 4.97", "–", "", "", "baseline"]
     assert rows_of(sweep, "skipvit")[0] == [
         "3",
         "routed",
@@ -158,9 +125,10 @@ def test_accuracies_and_paired_differences(sweep, without_speed):
         "81.00 ± 2.48",
         "92.00 ± 4.30",
         "+0.00 ± 2.48",
+        "3.26",  # 2.48 x 1.314: noncentral t with two degrees of freedom, 5.654 / 4.303
         "not distinguishable from dense",
     ]
-    assert rows_of(sweep, "random")[0][-2:] == ["-9.83 ± 0.72", "below dense"]
+    assert rows_of(sweep, "random")[0][-3:] == ["-9.83 ± 0.72", "0.94", "below dense"]
     order = ["method", "dense", "skipvit", "random", "long-warmup_0", "long-warmup_2"]
     assert [row[0] for row in tables(sweep)][:6] == order
 
@@ -173,6 +141,7 @@ def test_equal_differences_are_no_certainty(sweep):
         arm.runs[seed].top1["routed"] = top1
     assert accuracy.difference(read, arm) == (
         "+1.00 ± 0.00",
+        "–",
         "the same in every seed, by chance: its spread is not known",
     )
 
@@ -180,7 +149,7 @@ def test_equal_differences_are_no_certainty(sweep):
 def test_another_method_can_be_the_baseline(sweep, tmp_path):
     """Of dense, 90, 92, 94, and random, each by seed; random's own difference to dense with the other sign."""
     assert run("report", [str(sweep), "--baseline", "random", "--out", str(tmp_path / "report")]) == 0
-    assert rows_of(tmp_path, "dense")[0][-2:] == ["+9.83 ± 0.72", "above random"]
+    assert rows_of(tmp_path, "dense")[0][-3:] == ["+9.83 ± 0.72", "0.94", "above random"]
     assert rows_of(tmp_path, "random")[0][-1] == "baseline"
     assert (
         rows_of(tmp_path, "skipvit")[-1][0] == "92.00 ± 4.97"

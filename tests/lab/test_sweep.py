@@ -1,5 +1,6 @@
 """`skipvit sweep`: every run once, whatever happens meanwhile; every wrong plan refused in one line."""
 
+import base64
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import yaml
 
@@ -150,7 +152,7 @@ def test_a_run_that_fails_does_not_stop_the_others_which_are_reported(tmp_path, 
     assert list(json.loads((folder / "failed.json").read_text())) == ["broken-s0"]
     assert set(summaries(tmp_path)) == {"dense-s0", "skipvit-s0"}
 
-    assert run("report", [str(folder), "--bench", "--rounds", "6", "--widest", "9", "--weights"]) == 0
+    assert run("report", [str(folder), "--bench", "--rounds", "6", "--widest", "9", "--weights", "--images"]) == 0
     markdown = (folder / "report/report.md").read_text()
     assert (
         "one seed: nothing can be said" in markdown
@@ -164,6 +166,11 @@ def test_a_run_that_fails_does_not_stop_the_others_which_are_reported(tmp_path, 
     found = json.loads((folder / "weights.json").read_text())["dense_weights_routed"]
     assert found["skipvit"][0]["top1"] == expected["routed"]["top1"]
     assert f"| skipvit | {expected['dense']['top1']:.2f} | {expected['routed']['top1']:.2f} |" in markdown
+    trained = json.loads((folder / "skipvit-s0/summary.json").read_text())
+    right = json.loads((folder / "images.json").read_text())["hits"]["skipvit"][0]
+    hits = np.unpackbits(np.frombuffer(base64.b64decode(right["hits"]), np.uint8))[: right["images"]]
+    assert right["images"] == 40 and 100 * hits.mean() == pytest.approx(trained["forwards"]["routed"]["top1"])
+    assert "# Image by image\n" in markdown
 
 
 def refused(plan, capsys, *words):

@@ -20,6 +20,8 @@ HOW_TO_READ = (
     "other does not), so their intervals can be narrower than those of the accuracies.",
     "The forward that counts is the one that the last phase trained, unless the method says otherwise. A network that "
     "was trained routed is not the same network evaluated dense.",
+    "Would have been seen: the smallest true difference that would leave zero out of the interval in four of five "
+    "repetitions with so many seeds and their spread. Of smaller ones these runs say nothing.",
     "Methods stand in the order of the plan, which is no ranking. Where an interval covers zero, these runs cannot "
     "tell the method from the baseline, which does not show that they are equal. Of many comparisons one in twenty "
     "may leave zero out by chance: no interval is widened for their number.",
@@ -57,25 +59,27 @@ def accuracy_blocks(study: Study) -> list[Block]:
         evaluated = [found[name].text() if name in found else "–" for name in forwards]
         row = [arm.label, str(len(arm.runs)), arm.forward, arm.top1.text(), *evaluated]
         rows.append([*row, *difference(study, arm)])
-    table = Table([*head, f"difference to {study.about.baseline}, points", ""], rows)
+    last = (f"difference to {study.about.baseline}, points", "would have been seen, points", "")
+    table = Table([*head, *last], rows)
     single = len({arm.cell for arm in study.arms}) == 1
     figure = seeds_figure(study.arms, study.baseline_of(study.arms[0]) if single else None)
     seeds = Plot("seeds", figure, "Every seed, the mean and its 95 % interval, in the order of the plan.")
     return [Heading("Accuracy"), table, Text(HOW_TO_READ, bullets=True), seeds]
 
 
-def difference(study: Study, arm: Arm) -> tuple[str, str]:
-    """To the baseline, and what may be said of it."""
+def difference(study: Study, arm: Arm) -> tuple[str, str, str]:
+    """To the baseline, the smallest one that so many seeds would have shown, and what may be said of it."""
     baseline, name = study.baseline_of(arm), study.about.baseline
     if baseline is arm:
-        return "", "baseline"
+        return "", "", "baseline"
     found = paired(arm.values(), baseline.values()) if baseline else None
     if found is None:
-        return "", "no seed in common with the baseline"
+        return "", "", "no seed in common with the baseline"
     said = {"same": f"not distinguishable from {name}", None: "one seed: nothing can be said"}
     if found.half is not None and found.half < 1e-9 < abs(found.mean):
-        return found.text(signed=True), "the same in every seed, by chance: its spread is not known"
-    return found.text(signed=True), said.get(found.side, f"{found.side} {name}")
+        return found.text(signed=True), "–", "the same in every seed, by chance: its spread is not known"
+    seen = "–" if found.detectable is None else f"{found.detectable:.2f}"
+    return found.text(signed=True), seen, said.get(found.side, f"{found.side} {name}")
 
 
 def grid_blocks(study: Study) -> list[Block]:

@@ -208,7 +208,8 @@ def seconds_until(run: Outcome, steps: Steps, epochs: int) -> float:
     return run.steps * sum(steps[p.forward].seconds * (min(epochs, p.end) - p.first) for p in phases)
 
 
-def _sure(steps: Steps | None) -> bool:
+def sure(steps: Steps | None) -> bool:
+    """Whether all its speeds can be quoted."""
     return bool(steps) and all(step.sure for step in steps.values())
 
 
@@ -217,8 +218,8 @@ def gains_of(study: Study, speeds: Speeds) -> dict[str, Gain]:
     if not speeds:
         ideal = {arm.label: arm.cost.run_gain for arm in study.arms}
         return {label: (gain, gain, gain) for label, gain in ideal.items()}
-    sure = [arm for arm in study.arms if _sure(speeds.get(arm.label))]
-    return {arm.label: run_gain(arm.config, speeds[arm.label]) for arm in sure}
+    known = [arm for arm in study.arms if sure(speeds.get(arm.label))]
+    return {arm.label: run_gain(arm.config, speeds[arm.label]) for arm in known}
 
 
 def speed_blocks(study: Study, speeds: Speeds, notes: tuple[str, ...]) -> list[Block]:
@@ -254,10 +255,10 @@ def _measured(arm: Arm, steps: Steps | None) -> list[str]:
     dense, *others = steps.values()
     if not others:
         return [f"{dense.images / dense.seconds:.0f}", "", "", f"{dense.memory / 2**20:.0f}"]
-    images = [f"{step.images / step.seconds:.0f}" for step in others if _sure(steps)]
+    images = [f"{step.images / step.seconds:.0f}" for step in others if sure(steps)]
     gains = [_gain(step.gain, step.sure) for step in others]
     memory = [f"{step.memory / 2**20:.0f} ({step.memory / dense.memory:.2f} ×)" for step in others]
-    whole = _gain(run_gain(arm.config, steps), True) if _sure(steps) else ""
+    whole = _gain(run_gain(arm.config, steps), True) if sure(steps) else ""
     return ["; ".join(images), "; ".join(gains), whole, "; ".join(memory)]
 
 
@@ -268,7 +269,7 @@ def _gain(gain: Gain, sure: bool) -> str:
 
 def _time_blocks(study: Study, speeds: Speeds) -> list[Block]:
     """Accuracy against time; the time to the target, if the plan has one."""
-    curves = {arm.label: _curve(arm, speeds[arm.label]) for arm in study.arms if _sure(speeds.get(arm.label))}
+    curves = {arm.label: _curve(arm, speeds[arm.label]) for arm in study.arms if sure(speeds.get(arm.label))}
     curves = {label: curve for label, curve in curves.items() if curve}
     if not curves:
         return []
@@ -295,6 +296,6 @@ def _target_row(target: float, arm: Arm, steps: Steps | None) -> list[str]:
     if len(found) < len(arm.runs):
         return [*row, "–", "–"]
     row.append(mean_of(epochs for _, epochs in found).text(digits=1))
-    if not steps or not _sure(steps):
+    if not steps or not sure(steps):
         return [*row, "too noisy to say" if steps else "not measured"]
     return [*row, mean_of(seconds_until(run, steps, epochs) for run, epochs in found).text(digits=1)]

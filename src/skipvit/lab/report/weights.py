@@ -70,7 +70,7 @@ def dense_weights_routed(network: nn.Cell, device: str, name: str, arm: Arm, bas
         path = trained.run.checkpoint()
         checkpoint.restore_weights(path, network, averaged=base.forward.endswith("_ema"))
         source = open_source(config, "val", classes=trained.run.classes)
-        batches = batches_of(_at_size(config, name), source, config.noise_width(), False)
+        batches = batches_of(at_size(config, name), source, config.noise_width(), False)
         top1 = evaluate(step, batches, label=f"{base.label}, seed {seed}, along {arm.label}").top1
         result.append({"top1": top1} | of_checkpoint(trained, path))
     return result
@@ -79,7 +79,7 @@ def dense_weights_routed(network: nn.Cell, device: str, name: str, arm: Arm, bas
 def kept_over_training(network: nn.Cell, device: str, name: str, config: Config, paths: list[Path]) -> Figure:
     """What the first route of a forward keeps of some validation images, by epoch."""
     source, select = open_source(config, "val"), config.program(name).selections[0]
-    images, _, noise = sample(_at_size(config, name), source, evenly_spaced(source, IMAGES), config.noise_width())
+    images, _, noise = sample(at_size(config, name), source, evenly_spaced(source, IMAGES), config.noise_width())
     slots = f"routes.{select.route}.slots"
     forward, kept = build_forward(config, device, network, name, [slots]), {}
     for path in paths:
@@ -90,7 +90,7 @@ def kept_over_training(network: nn.Cell, device: str, name: str, config: Config,
     return kept_figure(images, kept, config.model.spec().grid(images.shape[1]))
 
 
-def _at_size(config: Config, name: str) -> Config:
+def at_size(config: Config, name: str) -> Config:
     """A configuration whose images have the size that a forward takes."""
     size = config.forwards()[name].image_size
     return config.model_copy(update={"model": config.model.model_copy(update={"image_size": size})})
@@ -101,39 +101,47 @@ def of_checkpoint(run: Outcome, path: Path) -> dict[str, Any]:
     return {"seed": run.seed, "checkpoint": path.name, "weights": fingerprint(run.run, path)}
 
 
-def read(study: Study, device: str) -> tuple[Matrix, Kept, list[str]]:
-    """What `measure` wrote, and a line for what is left out: all of it, or what is of runs that were trained since."""
-    since: set[str] = set()
+class StillTrue:
+    """Whether what was measured of a run is of the weights that its folder holds; remembers the runs of which not."""
 
-    def still_true(arm: Arm | None, value: dict[str, Any]) -> bool:
+    def __init__(self):
+        self.since: set[str] = set()
+
+    def __call__(self, arm: Arm | None, value: dict[str, Any]) -> bool:
         found = arm.runs.get(value["seed"]) if arm else None
         if found is None:
             return False
         path = found.run.path / "checkpoints" / value["checkpoint"]
         # Where all checkpoints have been removed nothing says otherwise.
         same = fingerprint(found.run, path) == value["weights"] if path.exists() else not found.run.checkpoints()
-        since.update([] if same else [found.run.path.name])
+        self.since.update([] if same else [found.run.path.name])
         return same
+
+    def left_out(self, file: str, option: str) -> list[str]:
+        """A line about runs that were trained since, if there are."""
+        names = ", ".join(sorted(self.since))
+        return [f"{file}: trained since, and so left out: {names}; `{option}` measures again."] if names else []
+
+
+def read(study: Study, device: str) -> tuple[Matrix, Kept, list[str]]:
+    """What `measure` wrote, and a line for what is left out: all of it, or what is of runs that were trained since."""
+    true = StillTrue()
 
     def parse(found: dict[str, Any]) -> tuple[Matrix, Kept]:
         matrix: Matrix = {}
         kept: Kept = {}
         for arm in study.arms:
-            values = [v for v in found["dense_weights_routed"].get(arm.label, []) if still_true(study.dense_of(arm), v)]
+            values = [v for v in found["dense_weights_routed"].get(arm.label, []) if true(study.dense_of(arm), v)]
             if values:
                 matrix[arm.label] = mean_of(_percent(value["top1"]) for value in values)
             drawn = found["kept"].get(arm.label)
-            if drawn and still_true(arm, drawn):
+            if drawn and true(arm, drawn):
                 kept[arm.label] = base64.b64decode(drawn["png"])
         return matrix, kept
 
     found, left_out = load(study.folder / FILE, device, "--weights", parse)
     matrix, kept = found or ({}, {})
-    if since:
-        left_out.append(
-            f"{FILE}: trained since, and so left out: {', '.join(sorted(since))}; `--weights` measures again."
-        )
-    return matrix, kept, left_out
+    return matrix, kept, left_out + true.left_out(FILE, "--weights")
 
 
 def _percent(value: float) -> float:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import matplotlib
 
 from skipvit.engine import devices
-from skipvit.lab.report import accuracy, speed
+from skipvit.lab.report import accuracy, images, lengths, speed
 from skipvit.lab.report import weights as of_weights
 from skipvit.lab.report.page import Block, to_html, to_markdown
 from skipvit.lab.study import Study, read_study
@@ -35,6 +35,7 @@ def write_report(
     target: float | None = None,
     bench: bool = False,
     weights: bool = False,
+    image_by_image: bool = False,
     rounds: int = 30,
     widest: float = 0.05,
 ) -> Report:
@@ -46,6 +47,7 @@ def write_report(
         target: top-1, percent, whose time is given; None: the plan's.
         bench: measure training speed and memory of every method first, in minutes.
         weights: evaluate dense weights along the routes, and look at what is kept, first.
+        image_by_image: evaluate every run image by image first.
         rounds, widest: of the measurement of speed, see `report.speed.measure`.
 
     Raises:
@@ -67,6 +69,8 @@ def write_report(
             speed.measure(study, rounds, widest)
     if weights:
         of_weights.measure(study)
+    if image_by_image:
+        images.measure(study)
     with matplotlib.rc_context({"text.parse_math": False}):  # names are no formulas
         content, left_out = blocks(study)
         write_whole(where / "report.html", to_html(title, content))
@@ -79,15 +83,18 @@ def blocks(study: Study) -> tuple[list[Block], list[str]]:
     device = devices.choose(study.arms[0].config.device)
     notes, speeds, left_out = speed.read(study, device)
     matrix, kept, more = of_weights.read(study, device)
+    hits, also = images.read(study, device)
     content = [
         accuracy.about(study),
+        *lengths.lengths_blocks(study, speeds),
         *accuracy.accuracy_blocks(study),
+        *images.images_blocks(study, hits),
         *speed.speed_blocks(study, speeds, notes),
         *accuracy.grid_blocks(study),
         *of_weights.weights_blocks(study, matrix, kept),
-        *accuracy.about_runs(study, left_out + more),
+        *accuracy.about_runs(study, left_out + more + also),
     ]
-    return content, left_out + more
+    return content, left_out + more + also
 
 
 def refuse_unknown(study: Study, baseline: str) -> None:
