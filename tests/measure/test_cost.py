@@ -24,6 +24,7 @@ SIZES = {"width": 16, "depth": 5, "heads": 2, "patch": 8, "image_size": 32, "num
 ROUTES = [
     {"start": 1, "end": 2, "keep_ratio": 0.5, "fuse": True},
     {"start": 2, "end": 4, "keep_ratio": 0.25, "scorer": "cls_attention_value"},
+    {"start": 4, "end": None, "keep_ratio": 0.5, "scorer": "attention_received", "restore": False},
 ]
 TINY = {
     "model": {"name": "vit_tiny_patch16_224"} | SIZES,

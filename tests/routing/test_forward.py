@@ -62,7 +62,7 @@ ROUTED = {
     "gone, back, back, gone": Case(
         [
             route(0, 2, 0.75, fuse=True, at="mlp", **GONE),
-            route(2, 3, 0.6, "cls_attention_value", fuse=True, at="mlp"),
+            route(2, 3, 0.6, "attention_received", fuse=True, at="mlp"),
             route(3, 4, 0.5, "inverse_cls_attention"),
             route(4, 5, 0.5, "random", fuse=True, **GONE),
         ],

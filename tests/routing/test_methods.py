@@ -13,6 +13,7 @@ import pytest
 import yaml
 from mindspore import Tensor, nn
 
+from skipvit.config.reading import checked, read_yaml
 from skipvit.models.arithmetic import forward_macs
 from skipvit.models.vit_spec import ViTSpec
 from skipvit.routing.forward import Forward
@@ -138,18 +139,49 @@ def check_values(name, compiled):
         np.testing.assert_allclose(seen["logits"][b], net.logits(tokens), rtol=2e-5, atol=2e-5)
 
 
-def shapes(program):
+def shapes(program, spec=SPEC, batch=BATCH):
     """Of every value that a program says it makes, by its layouts."""
     result = {}
     for step in program.steps:
         for name in step.makes:
             if step.kind in ("embed", "feed", "norm"):
-                result[name] = (BATCH, step.after.prefix + step.after.patches + step.after.suffix, SPEC.width)
+                result[name] = (batch, step.after.prefix + step.after.patches + step.after.suffix, spec.width)
             elif step.kind in ("attend", "score"):
-                result[name] = (BATCH, step.before.patches)
+                result[name] = (batch, step.before.patches)
             else:
-                result[name] = (BATCH, PATCHES if step.kind == "select" else SPEC.num_classes)
+                result[name] = (batch, step.before.patches if step.kind == "select" else spec.num_classes)
     return result
+
+
+MODEL = {"name": "vit_tiny_patch16_224", "width": 16, "depth": 6, "heads": 2, "patch": 32, "num_classes": 7}
+
+
+def configuration(name):
+    """A method on a network that takes images of 96, 160, 192 and 224 pixels."""
+    values = {"model": MODEL | {"image_size": 224}, "data": {"kind": "image_folder", "path": "."}}
+    return checked(values | {"optim": {"epochs": 100}} | read_yaml(METHODS / f"{name}.yaml"), name)
+
+
+KNOWN = ("dense", "routed")  # the forwards that are compared above
+FORWARDS = [(name, forward) for name in NAMES for forward in configuration(name).forwards() if forward not in KNOWN]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "forward"), FORWARDS)
+def test_the_forwards_of_other_phases_are_their_programs(name, forward):
+    """Shapes of all values, and products, in both formulations; whatever the phase's routes and image size."""
+    config = configuration(name)
+    spec, program, size = config.model.spec(), config.program(forward), config.forwards()[forward].image_size
+    network, rng = spec.network(fused_kernels=True), np.random.default_rng(0)
+    resized = 49 * spec.layout(size).patches * spec.width if size < 224 else 0  # the position embedding, once a batch
+    images = rng.normal(size=(1, size, size, 3)).astype(np.float32)
+    noise = rng.random((1, config.noise_width()), np.float32)
+    for formulation in FORMULATIONS:
+        cell = Forward(network, program, formulation, program.makes).set_train()
+        made = {name: array.shape for name, array in zip(program.makes, cell(Tensor(images), Tensor(noise)))}
+        assert made == shapes(program, spec, 1)
+        counted = product_macs(exported(Forward(network, program, formulation).set_train(), images, noise))
+        assert counted - resized == pytest.approx(forward_macs(spec, program, formulation), rel=0.005), formulation
 
 
 def test_the_mixed_batch_is_mixed():

@@ -90,6 +90,18 @@ def test_cls_attention_value_ranks_by_attention_times_the_norm_of_the_value(scor
     )
 
 
+def test_attention_received_is_the_mean_column_of_the_patches_own_attention(scores):
+    inputs, results, _ = scores
+    expected = np.zeros((BATCH, PATCHES))
+    for b in range(BATCH):
+        for h in range(HEADS):
+            q, k = (inputs[name][b, h, 1 : 1 + PATCHES].astype(float) for name in "qk")
+            e = np.exp(q @ k.T / math.sqrt(HEAD_WIDTH))
+            expected[b] += (e / e.sum(axis=1, keepdims=True)).mean(axis=0) / HEADS
+    np.testing.assert_allclose(results["attention_received"][0], expected, rtol=1e-5)
+    np.testing.assert_allclose(expected.sum(1), 1)
+
+
 def test_inverse_cls_attention_puts_the_least_attended_first_and_weighs_by_attention(scores):
     inputs, results, _ = scores
     expected = attention_rows(inputs).mean(axis=1)

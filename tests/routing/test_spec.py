@@ -33,6 +33,7 @@ def sampled(temperature):
 READING = (
     "cls_attention",
     "cls_attention_value",
+    "attention_received",
     "inverse_cls_attention",
     "sampled_cls_attention",
     "mixed_cls_attention",
@@ -110,7 +111,8 @@ def test_a_route_that_cannot_run_is_refused_in_one_line(routes, message):
 
 def test_a_network_without_cls_has_scorers_that_do_not_read_it():
     with pytest.raises(
-        ValueError, match=r"^routes\.0\.scorer: cls_attention reads the attention of \[CLS\].*; use random, grid"
+        ValueError,
+        match=r"^routes\.0\.scorer: cls_attention reads the attention of \[CLS\].*; use attention_received, random",
     ):
         resolve([Route(start=1, end=3)], DEPTH, Layout(0, 16))
     resolve([Route(start=1, end=3, scorer="random"), Route(start=3, end=4, scorer="grid")], DEPTH, Layout(0, 16))

@@ -168,8 +168,11 @@ def _one(net, image, noise, depth, patch, routes, drop_path, training, fixed) ->
                 score = np.ones(len(patches))
             else:
                 read = i - 1 if at == "block" else i
-                row = net.attention_of_cls(read, given, times_value=route.scorer == "cls_attention_value")
-                score = np.array([a for a, t in zip(row, given) if t.is_patch])
+                if route.scorer == "attention_received":
+                    score = net.attention_received(read, given)
+                else:
+                    row = net.attention_of_cls(read, given, times_value=route.scorer == "cls_attention_value")
+                    score = np.array([a for a, t in zip(row, given) if t.is_patch])
             if route.scorer in ("random", "sampled_cls_attention", "mixed_cls_attention"):
                 uniform = noise[unread : unread + len(patches)]
                 unread += len(patches)
@@ -271,6 +274,15 @@ class _Network:
         for q, k, v in zip(*(self.heads_of(what, block, tokens) for what in "qkv")):
             row = _softmax(k @ q[0] / math.sqrt(q.shape[1]))
             per_head.append(row * np.linalg.norm(v, axis=1) if times_value else row)
+        return sum(per_head) / self.heads
+
+    def attention_received(self, block, tokens):
+        """What each patch of `tokens` is attended to by a patch, of the attention among them: mean over heads."""
+        patches = [i for i, token in enumerate(tokens) if token.is_patch]
+        per_head = []
+        for q, k in zip(*(self.heads_of(what, block, tokens) for what in "qk")):
+            rows = [_softmax(k[patches] @ query / math.sqrt(q.shape[1])) for query in q[patches]]
+            per_head.append(np.mean(rows, axis=0))
         return sum(per_head) / self.heads
 
     def attend(self, i, tokens, scale):

@@ -36,6 +36,7 @@ CASES = {
         route(1, 3, 0.5, "cls_attention_value", fuse=True),
         route(3, 4, 0.6, "inverse_cls_attention", fuse=True),
     ],
+    "received": [route(1, 3, 0.5, "attention_received", fuse=True), route(3, 4, 0.6, "attention_received")],
     "adjacent": [route(1, 3), route(3, 4, 0.6, "cls_attention_value")],
     "sampled, mixed": [route(1, 2, 0.5, "sampled_cls_attention"), route(3, 4, 0.6, "mixed_cls_attention", fuse=True)],
     "EViT": [route(b, b + 1, 0.7, fuse=True, at="mlp", restore=False) for b in (1, 2, 4)],

@@ -28,7 +28,7 @@ from skipvit.util.files import make_folder, read_bytes, replacing, write_whole
 from skipvit.util.log import log
 from skipvit.util.text import as_json, nearest, table
 
-USUAL = ("cls_attention", "cls_attention_value", "inverse_cls_attention", "grid")
+USUAL = ("cls_attention", "cls_attention_value", "attention_received", "inverse_cls_attention", "grid")
 MASK_TYPES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 

@@ -47,7 +47,7 @@ class Ranker:
     """
 
     def __init__(self, trained: Trained, scorers: list[str], site: int, kept: int, batch: int):
-        config = trained.config
+        config, self.site = trained.config, site
         own = {route.scorer: route.knobs for route in config.routes[:1]}
         probes = [Probe(scorer, site, kept, own.get(scorer, {})) for scorer in scorers]
         made = set(config.program("dense", probes).makes)
@@ -63,8 +63,12 @@ class Ranker:
             self.kept = Looks(trained.walk(slots, routed), batch)
 
     def __call__(self, images: np.ndarray) -> Values:
-        """Of each scorer and block; and where there are several routes, 1 for what each keeps, `route 0`, ..."""
+        """Of each scorer, of each block and of the mean over those up to the one that the route reads; and where there
+        are several routes, 1 for what each keeps, `route 0`, ..."""
         values = {self.names[name]: found for name, found in self.looks(images).items()}
+        if self.site > 0 and f"block {self.site}" in values:
+            until = np.mean([values[f"block {block}"] for block in range(self.site + 1)], 0)
+            values[f"blocks 0 to {self.site}"] = until
         if len(self.selections) > 1:
             for step, slots in zip(self.selections, self.kept(images).values()):
                 values[f"route {step.route}"] = np.zeros(slots.shape)
@@ -109,6 +113,7 @@ def measure(trained: Trained, scorers: list[str], shown: Any, earlier: list[Path
         "kept": span.kept,
         "scorers": {name: rows[name] for name in scorers},
         "blocks": {name: row for name, row in rows.items() if name.startswith("block ")},
+        "means": {name: row for name, row in rows.items() if name.startswith("blocks ")},
         "routes": {name: row for name, row in rows.items() if name.startswith("route ")},
     }
     return result, {name: measures.top(values[-1][name], span.kept) for name in scorers}

@@ -83,16 +83,11 @@ def activations(spec: Any, program: Program, compute: int) -> int:
 
 
 def _scorers(spec: Any, program: Program, moves: bool) -> int:
-    """The [CLS] row; and keys (and values, if they are read) of the tokens that bypassed a block and come back for a
-    scorer."""
-    total = 0
+    """Of the scorers themselves, e.g. the [CLS] row; and what they read of tokens that bypassed a block."""
     steps: tuple[Any, ...] = program.steps
-    for i, step in enumerate(steps):
-        if step.kind == "score" and "cls_row" in step.scorer.reads:
-            total += step.before.length * spec.width
-        if step.kind == "rescore":
-            scorer = next(later.scorer for later in steps[i:] if later.kind == "score")
-            total += spec.key_products(step, "v" in scorer.reads) + (_moved(step, spec.width) if moves else 0)
+    total = sum(step.scorer.products(step.before, spec.width) for step in steps if step.kind == "score")
+    for step in program.of_kind("rescore"):
+        total += spec.signal_products(step, step.reads) + (_moved(step, spec.width) if moves else 0)
     return total
 
 

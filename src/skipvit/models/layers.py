@@ -187,7 +187,10 @@ class Block(nn.Cell):
         """The second half, each token on its own."""
         return x + self.drop_path2(ops.Cast()(self.mlp(self.norm2(x)), x.dtype), noise)
 
-    def signals_of(self, x, before):
-        """The signals `before` with the keys and values that this block would compute from the tokens x (B, N, D)."""
-        k, v = self.attn.keys_values(self.norm1(x))
-        return {"q": before["q"], "k": k, "v": v}
+    def signals_of(self, x, before, reads):
+        """What a scorer reads of the tokens x (B, N, D), as this block would compute it; `before`: of those that took
+        it. The query of [CLS], which took it, is the same."""
+        normed = self.norm1(x)
+        k, v = self.attn.keys_values(normed)
+        q = self.attn.split(self.attn.q(normed)) if "q" in reads else before["q"]
+        return {"q": q, "k": k, "v": v}

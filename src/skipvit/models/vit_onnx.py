@@ -49,9 +49,9 @@ class ViTGraph:
         hidden = self.gelu(self.dense(f"blocks.{block}.mlp.fc1", self.layer_norm(f"blocks.{block}.norm2", x)))
         return self.op("Add", x, self.dense(f"blocks.{block}.mlp.fc2", hidden))
 
-    def signals_of(self, block: int, x: str, before: dict[str, str]) -> dict[str, str]:
-        """The signals `before` with keys and values of other tokens x (B, N, D)."""
-        return {"q": before["q"]} | self.projected(block, x, "kv")
+    def signals_of(self, block: int, x: str, before: dict[str, str], reads: tuple[str, ...]) -> dict[str, str]:
+        """What a scorer reads of other tokens x (B, N, D); of q only if it does, else as `before`."""
+        return {"q": before["q"]} | self.projected(block, x, "qkv" if "q" in reads else "kv")
 
     def cls_row(self, signals: dict[str, str]) -> str:
         """What each head's [CLS] attends to: (B, heads, N)."""

@@ -144,9 +144,9 @@ class ViTSpec:
             return {"MLP": 8 * n * d**2}
         return {"head": d * self.num_classes} if step.kind == "head" else {}
 
-    def key_products(self, step: Step, values: bool) -> int:
-        """Multiply-accumulates of keys, and values, of all tokens after a step."""
-        return step.after.length * self.width**2 * (2 if values else 1)
+    def signal_products(self, step: Step, reads: tuple[str, ...]) -> int:
+        """Multiply-accumulates of what a scorer reads of all tokens after a step: keys, and q and v if it does."""
+        return step.after.length * self.width**2 * (1 + ("q" in reads) + ("v" in reads))
 
     def activations(self, step: Step, compute: int) -> int:
         """Bytes that a step keeps of an image for its backward.

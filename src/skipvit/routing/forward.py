@@ -99,10 +99,9 @@ class Forward(nn.Cell):
                 slots = moved(slots, step.carrier.places(select, mask))
                 seen[f"routes.{step.route}.slots"] = slots
             elif step.kind == "rescore":
-                # The next scorer ranks every token, so its keys and values must cover those that bypassed this block
-                # too; its query, [CLS], is the same.
+                # The next scorer ranks every token, so what it reads must cover those that bypassed this block too.
                 everyone = self.put_back(step, entered, before, mask)
-                signals = self.network.blocks[step.block].signals_of(everyone, signals)
+                signals = self.network.blocks[step.block].signals_of(everyone, signals, step.reads)
             elif step.kind == "restore":
                 x, slots = self.put_back(step, x, before, mask), slots_before
             elif step.kind == "norm":

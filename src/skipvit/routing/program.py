@@ -131,11 +131,16 @@ class Restore(Step):
     carrier: Carrier = field(kw_only=True)
 
 
+@dataclass(frozen=True)
 class Rescore(Restore):
-    """Keys and values of all tokens for the scorer that follows a route at once: those that bypassed the block before,
-    too."""
+    """Signals of all tokens for the scorer that follows a route at once: of those that bypassed the block before, too.
 
-    kind = "rescore"
+    Attributes:
+        reads: the scorer's.
+    """
+
+    kind: ClassVar[str] = "rescore"
+    reads: tuple[str, ...] = field(kw_only=True)
 
 
 class Norm(Step):
@@ -282,7 +287,8 @@ class _Writer:
         yield from self.blocks(span.first_block, span.end)
         if carrier.returns:
             if self.scored_at_once(r + 1, span):
-                yield Rescore(inner, outer, span.end - 1, r, carrier=carrier)
+                reads = Scorer.named(self.spans[r + 1].scorer).reads
+                yield Rescore(inner, outer, span.end - 1, r, carrier=carrier, reads=reads)
             yield Restore(inner, outer, route=r, carrier=carrier)
             self.layout = outer
 

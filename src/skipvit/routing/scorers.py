@@ -53,6 +53,8 @@ class Scorer:
         reads: the signals that it takes, of `SIGNALS`; with any there must be attention before the route.
         noise: columns of random numbers that it reads for each patch, and for each image.
         knobs: its own parameters by name.
+        macs: multiply-accumulates of its own for an image, of how many patches it ranks and their width; the [CLS]
+            row, if it reads that, is counted besides.
         onnx: the same outside training as nodes of a graph, see `weights.onnx.Graph`: a function of graph, step,
             signals (names of nodes' results) and noise (float32 (columns,), for every image the same) that returns
             ranking and weights, names or arrays (patches,); None: it cannot be exported to ONNX.
@@ -62,6 +64,7 @@ class Scorer:
     reads: tuple[str, ...] = ()
     noise: tuple[int, int] = (0, 0)
     knobs: Mapping[str, Knob] = field(default_factory=dict)
+    macs: Callable[[int, int], int] | None = None
     onnx: Callable[..., Any] | None = None
 
     @staticmethod
@@ -73,6 +76,11 @@ class Scorer:
 
     def noise_columns(self, patches: int) -> int:
         return self.noise[0] * patches + self.noise[1]
+
+    def products(self, layout: Any, width: int) -> int:
+        """Multiply-accumulates for an image."""
+        row = layout.length * width if "cls_row" in self.reads else 0
+        return row + (self.macs(layout.patches, width) if self.macs else 0)
 
     def settings(self, given: Mapping[str, float]) -> dict[str, float]:
         """Its parameters, as given or as they are if they are not."""
@@ -87,6 +95,7 @@ def register_scorer(
     reads: tuple[str, ...] = (),
     noise: tuple[int, int] = (0, 0),
     knobs: Mapping[str, Knob | tuple[float, float, float]] | None = None,
+    macs: Callable[[int, int], int] | None = None,
     onnx: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function the scorer of a name; what the arguments mean: `Scorer`. A name that exists is replaced.
@@ -100,7 +109,7 @@ def register_scorer(
 
     def register(score: Callable[..., Any]) -> Callable[..., Any]:
         own = {knob: Knob(*limits) for knob, limits in (knobs or {}).items()}
-        SCORERS[name] = Scorer(score, tuple(reads), noise, own, onnx)
+        SCORERS[name] = Scorer(score, tuple(reads), noise, own, macs, onnx)
         return score
 
     return register
@@ -158,6 +167,29 @@ def _cls_attention_value_onnx(graph: Any, step: Any, signals: Mapping[str, str],
 def cls_attention_value(step: Any, signals: Any, noise: Any, training: bool) -> Any:
     """Each head's attention of [CLS] times the norm of its value vector, mean over heads."""
     weights = ops.ReduceMean()(signals["cls_row"] * value_norm(signals["v"]), 1)
+    return weights, weights
+
+
+def _attention_received_onnx(graph: Any, step: Any, signals: Mapping[str, str], noise: np.ndarray) -> tuple[Any, Any]:
+    width = graph.op("Cast", graph.op("Shape", signals["q"], start=3), to=1)  # of a head, float32
+    scaled = graph.op("Div", signals["q"], graph.op("Sqrt", width))
+    logits = graph.op("MatMul", scaled, graph.op("Transpose", signals["k"], perm=[0, 1, 3, 2]))
+    weights = graph.op("ReduceMean", graph.op("Softmax", logits, axis=-1), axes=[1, 2], keepdims=0)
+    return weights, weights
+
+
+@register_scorer(
+    "attention_received",
+    reads=("q", "k"),
+    macs=lambda patches, width: patches**2 * width,
+    onnx=_attention_received_onnx,
+)
+def attention_received(step: Any, signals: Any, noise: Any, training: bool) -> Any:
+    """What the patches attend to among themselves: mean over queries and heads. It needs no [CLS]."""
+    q, k = signals["q"], signals["k"]
+    logits = ops.BatchMatMul(transpose_b=True)(q * (q.shape[3] ** -0.5), k)
+    rows = ops.Softmax(-1)(ops.Cast()(logits, ms.float32))
+    weights = ops.ReduceMean()(rows, (1, 2))
     return weights, weights
 
 

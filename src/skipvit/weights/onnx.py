@@ -87,7 +87,7 @@ def logits_of(graph: Graph, parts: Any, program: Program, images: str, noise: np
             x = step.carrier.enter(selectors[step.route], x, places, weights)
         elif step.kind == "rescore":
             everyone = step.carrier.leave(selectors[step.route], entered, before, places)
-            signals = parts.signals_of(step.block, everyone, signals)
+            signals = parts.signals_of(step.block, everyone, signals, step.reads)
         elif step.kind == "restore":
             x = step.carrier.leave(selectors[step.route], x, before, places)
         elif step.kind == "norm":
