@@ -133,12 +133,12 @@ def test_text_json_and_image(tmp_path, capsys):
     assert run("cost", ["--config", str(path), "--json", "--out", str(tmp_path / "images/tokens.png")]) == 0
     result, found = json.loads(capsys.readouterr().out), cost(Config(**TINY))
     assert result == json.loads(json.dumps(found.as_dict()))
-    assert result["forwards"]["routed"]["tokens"] == [17, 10, 5, 5, 17]
+    assert result["forwards"]["routed"]["tokens"] == [17, 10, 5, 5, 9]
     assert (tmp_path / "images/tokens.png").read_bytes().startswith(b"\x89PNG")
     text = found.table()
     assert "2 to 3, each       5" in text and f"{found.run_gain:.3f} x over the whole run" in text
     drawn = {patch.get_label().split(",")[0]: list(patch.get_data().values) for patch in found.figure().axes[0].patches}
-    assert drawn == {"dense": [17] * 5, "routed": [17, 10, 5, 5, 17]}
+    assert drawn == {"dense": [17] * 5, "routed": [17, 10, 5, 5, 9]}
 
 
 def test_the_model_zoo_has_the_costs_of_the_recipes():

@@ -58,11 +58,17 @@ ROUTED = {
         ],
         uint8=True, training=True, drop_path=0.3,
     ),
-    "adjacent after two blocks": Case([route(1, 3, 0.45, fuse=True), route(3, 4, 0.6, "cls_attention_value")]),
+    "adjacent after two blocks": Case(
+        [
+            route(1, 3, 0.45, fuse=True),
+            route(3, 4, 0.6, "cls_attention_value"),
+            route(4, 5, 0.5, "attention_received", **GONE),
+        ]
+    ),
     "gone, back, back, gone": Case(
         [
             route(0, 2, 0.75, fuse=True, at="mlp", **GONE),
-            route(2, 3, 0.6, "attention_received", fuse=True, at="mlp"),
+            route(2, 3, 0.6, "cls_attention_value", fuse=True, at="mlp"),
             route(3, 4, 0.5, "inverse_cls_attention"),
             route(4, 5, 0.5, "random", fuse=True, **GONE),
         ],
