@@ -167,7 +167,7 @@ COLUMNS = {
 def as_text(result: dict[str, Any]) -> str:
     """The measures as a table."""
     rows = []
-    for name, row in (result["scorers"] | result["blocks"] | result["routes"]).items():
+    for name, row in (result["scorers"] | result["blocks"] | result["means"] | result["routes"]).items():
         values = row | {"checkpoint_overlap": (row["checkpoint_overlap"] or [None])[-1]}
         cells = (values.get(key) for key in COLUMNS)
         rows.append([name, *("-" if value is None else f"{value:.3f}" for value in cells)])
