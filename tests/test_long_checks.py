@@ -17,11 +17,6 @@ def check(*words) -> str:
 
 
 @pytest.mark.slow
-def test_runs_that_are_killed_and_resumed_end_bit_identical():
-    assert "3 of 3 end bit-identical" in check(BENCHMARKS / "kill_and_resume.py", "--kills", 3)
-
-
-@pytest.mark.slow
 def test_mutated_configurations_run_or_are_refused_in_one_line():
     assert ", 0 did neither" in check(BENCHMARKS / "mutated_configs.py", "--count", 60, "--seed", 1)
 

@@ -156,7 +156,10 @@ def test_the_dense_graphs_of_twins_are_the_same(size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["small_imagenet", "base_imagenet", "large_imagenet", "small_imagenet384"])
+@pytest.mark.parametrize(
+    "name",
+    ["small_imagenet", "base_imagenet", pytest.param("large_imagenet", marks=pytest.mark.long), "small_imagenet384"],
+)
 def test_shipped_networks_pass(name):
     assert not found_wrong(audit(shipped(f"skipvit_{name}"), world_size=8))
 

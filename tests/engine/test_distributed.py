@@ -127,6 +127,7 @@ def test_two_ranks_train_like_one_with_twice_the_batch(tmp_path):
         assert any(name.startswith("ema.") for name in weights["one"])
 
 
+@pytest.mark.long
 def test_four_ranks_finish_and_evaluations_on_one_two_and_three_count_alike(tmp_path):
     result = launch(tmp_path, 4, *write(tmp_path, "four", batch=8, scorer="random"))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -161,6 +162,7 @@ def test_two_nodes_train_together(tmp_path):
     assert (tmp_path / "logs/nodes/worker_1.log").exists() and not of_run(tmp_path)
 
 
+@pytest.mark.long
 def test_a_killed_rank_is_named_nothing_is_left_and_the_run_goes_on_with_two_ranks_and_with_one(tmp_path):
     for name in ("whole", "killed", "alone"):
         (tmp_path / name).mkdir()

@@ -141,7 +141,7 @@ def check_values(name, compiled):
 
 def shapes(program, spec=SPEC, batch=BATCH):
     """Of every value that a program says it makes, by its layouts."""
-    result = {}
+    result, of_image = {}, program.steps[0].after.patches
     for step in program.steps:
         for name in step.makes:
             if step.kind in ("embed", "feed", "norm"):
@@ -149,7 +149,7 @@ def shapes(program, spec=SPEC, batch=BATCH):
             elif step.kind in ("attend", "score"):
                 result[name] = (batch, step.before.patches)
             else:
-                result[name] = (batch, step.before.patches if step.kind == "select" else spec.num_classes)
+                result[name] = (batch, of_image if step.kind == "select" else spec.num_classes)
     return result
 
 
