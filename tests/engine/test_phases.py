@@ -63,6 +63,7 @@ def nothing_drawn(monkeypatch):
     monkeypatch.setattr(training, "draw_kept", lambda *_: Figure())
 
 
+@pytest.mark.slow
 def test_stopped_in_two_of_three_phases_and_resumed_the_end_is_the_same_bit_by_bit(tmp_path, stop_after):
     config = Config(**CONFIG)
     phases = config.resolved_phases()
