@@ -46,7 +46,7 @@ READ = {
     "tiny.yaml": TRAIN,
     "method.yaml": "sweep plan.yaml --runs out --dry-run",
     "mine.py": f"{TRAIN} --imports mine.py",
-    "picture.png": "cost --config tiny.yaml --out picture.png",
+    "figure.png": "cost --config tiny.yaml --out figure.png",
 }
 CLASSES = ("$\\frac", "a\nb", "\x1b[31mred", "猫", "\u202eleft", "<b>*x*|`y`", "%s{0}", "\udcff\udcfe", "-x", "é" * 120)
 PLAN = "base: base.yaml\nmethods: {dense: {routes: [], phases: []}, mine: {from: method.yaml}}\n"
@@ -63,7 +63,7 @@ def build() -> None:
     Path("mine.py").write_text("import skipvit\n")
     for name in ("images", "cifar"):
         Path(name).mkdir()
-    for name in ("images/a.png", "picture.png"):
+    for name in ("images/a.png", "figure.png"):
         Path(name).write_bytes(encoded(scene(rng), "PNG"))
     shutil.copy(CHECKPOINT, "good.ckpt")
     for name in ("good", "half"):
@@ -112,7 +112,7 @@ def ends(some: list[tuple[str, str]], place: Path) -> Iterator[tuple[str, End]]:
         spoil(Path(name), how, np.random.default_rng(number))
         with untouched(folder) as changed:
             end = attempt(READ[name].split())
-        others = [path for path in changed if Path(path).name not in (".lock", "picture.png")]
+        others = [path for path in changed if Path(path).name not in (".lock", "figure.png")]
         yield f"{name}, {how}", End(WRONG, f"changed {others}") if others else end
 
 

@@ -26,18 +26,11 @@ from one_line import End, attempt, run_all
 
 from skipvit.config.config import Config
 from support.damage import CONTENTS, PLACES, damage
+from support.runs import TINY
 
 BASE = {
     "name": "run",
-    "model": {
-        "name": "vit_tiny_patch16_224",
-        "width": 8,
-        "depth": 2,
-        "heads": 2,
-        "patch": 16,
-        "image_size": 32,
-        "num_classes": 10,
-    },
+    "model": TINY["model"] | {"width": 8, "depth": 2, "patch": 16},
     "data": {"kind": "shapes", "batch_size": 16, "train_size": 48, "val_size": 16},
     "optim": {"epochs": 1, "warmup_epochs": 1},
 }

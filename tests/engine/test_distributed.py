@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from skipvit.engine.checkpoint import read, saved
 from skipvit.engine.state import REPORT
+from support.processes import processes_in
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def shell(folder, *words):
 def nothing_left(tmp_path):
     """A test that fails leaves no processes to the next."""
     yield
-    for process in of_run(tmp_path):
+    for process in processes_in(tmp_path):
         process.kill()
 
 
@@ -87,22 +87,10 @@ def last_weights(folder, name):
     return read(saved(folder / f"runs/{name}/checkpoints")[-1])
 
 
-def of_run(folder):
-    """Processes whose working folder is this one: ranks, scheduler, launcher."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(folder):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def rank(folder, number):
     (process,) = [
         p
-        for p in of_run(folder)
+        for p in processes_in(folder)
         if p.environ().get("RANK_ID") == str(number) and p.environ().get("MS_ROLE") == "MS_WORKER"
     ]
     return process
@@ -159,7 +147,7 @@ def test_two_nodes_train_together(tmp_path):
         assert node.wait(500) == 0, (tmp_path / f"node_{number}.txt").read_text()
     assert "cpu x 2" in (tmp_path / "node_0.txt").read_text()
     assert records(tmp_path, "nodes")[-1]["val"]["routed"]["images"] == 31
-    assert (tmp_path / "logs/nodes/worker_1.log").exists() and not of_run(tmp_path)
+    assert (tmp_path / "logs/nodes/worker_1.log").exists() and not processes_in(tmp_path)
 
 
 @pytest.mark.long
@@ -176,7 +164,7 @@ def test_a_killed_rank_is_named_nothing_is_left_and_the_run_goes_on_with_two_ran
     begun = time.monotonic()
     assert process.wait(120) == 128 + signal.SIGKILL
     print(f"ended {time.monotonic() - begun:.1f} s after the kill")
-    assert "error: rank 1 was ended by SIGKILL" in (folder / "log.txt").read_text() and not of_run(folder)
+    assert "error: rank 1 was ended by SIGKILL" in (folder / "log.txt").read_text() and not processes_in(folder)
     (folder / "runs").rename(folder / "broken")
     for name, count in (("killed", 2), ("alone", 1)):
         shell(tmp_path, "cp", "-r", folder / "broken", tmp_path / name / "runs")
@@ -196,16 +184,16 @@ def test_a_killed_rank_is_named_nothing_is_left_and_the_run_goes_on_with_two_ran
 def left(folder, within_s=60):
     """What is left of a run after so many seconds."""
     deadline = time.monotonic() + within_s
-    while of_run(folder) and time.monotonic() < deadline:
+    while processes_in(folder) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return of_run(folder)
+    return processes_in(folder)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 def test_nothing_is_left_of_a_launcher_that_is_killed_while_ranks_start(tmp_path, processes):
     """Before, between and after the starts of the scheduler and two ranks."""
     process = begin(tmp_path, 2, *write(tmp_path, "run"))
-    while len(of_run(tmp_path)) < processes and process.poll() is None:
+    while len(processes_in(tmp_path)) < processes and process.poll() is None:
         time.sleep(0.005)
     process.kill()
     process.wait()
@@ -288,7 +276,7 @@ def test_sigterm_reaches_all_ranks_one_checkpoint_results_and_resuming_ends_the_
     process = begin(folder, *command)
     wait_for("epoch 1/4", folder / "log.txt", process)
     process.terminate()
-    assert process.wait(120) == 3 and not of_run(folder)
+    assert process.wait(120) == 3 and not processes_in(folder)
     assert "stopped after" in (folder / "log.txt").read_text()
     names = [path.name for path in saved(folder / "runs/run/checkpoints")]
     assert len(names) == 2 and names[0] == "epoch_0001_step_000020.ckpt", (

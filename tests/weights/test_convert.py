@@ -319,7 +319,8 @@ def test_what_is_no_regular_file_is_refused(tmp_path, ending):
     (tmp_path / f"loop{ending}").symlink_to(f"loop{ending}")
     (tmp_path / f"folder{ending}").mkdir()
     for path in list(tmp_path.iterdir()):
-        refused(RunError, path, tmp_path / ("b.ckpt" if ending == ".safetensors" else "b.safetensors"))
+        message = refused(RunError, path, tmp_path / ("b.ckpt" if ending == ".safetensors" else "b.safetensors"))
+        assert message.startswith(f"{path}: ") and "cannot be read" in message
 
 
 def test_checkpoint_without_its_last_entries_is_refused(tmp_path):

@@ -210,5 +210,8 @@ def row_of(path: Path) -> dict[str, Any]:
     """Name, size and checksum of a file, for the model card; the size is with the weights that lie beside it."""
     beside = path.with_name(path.name.replace("_graph.mindir", "_variables"))
     files = [path, *(sorted(beside.iterdir()) if beside.is_dir() else [])]
-    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"file": path.name, "bytes": sum(file.stat().st_size for file in files), "sha256": checksum}
+    checksum = hashlib.sha256()
+    with open(path, "rb") as file:  # of up to two gigabytes
+        while part := file.read(1 << 20):
+            checksum.update(part)
+    return {"file": path.name, "bytes": sum(file.stat().st_size for file in files), "sha256": checksum.hexdigest()}

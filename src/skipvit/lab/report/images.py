@@ -18,7 +18,7 @@ from skipvit.engine.build import build_forward, build_network
 from skipvit.lab.intervals import Mean
 from skipvit.lab.report.origin import load, save
 from skipvit.lab.report.page import Block, Heading, Table, Text
-from skipvit.lab.report.weights import StillTrue, at_size, of_checkpoint
+from skipvit.lab.report.weights import StillTrue, of_checkpoint
 from skipvit.lab.study import Study
 
 FILE = "images.json"
@@ -45,7 +45,8 @@ def measure(study: Study) -> None:
         for _, run in sorted(arm.runs.items()):
             path = run.run.checkpoint()
             checkpoint.restore_weights(path, network, averaged=name != arm.forward)
-            right = hits(forward, at_size(run.run.config, name), run.run.classes)
+            config = run.run.config.at_size(arm.config.forwards()[name].image_size)
+            right = hits(forward, config, run.run.classes)
             values = {"hits": base64.b64encode(np.packbits(right).tobytes()).decode(), "images": right.size}
             found.setdefault(arm.label, []).append(values | of_checkpoint(run, path))
     save(study.folder / FILE, device, {"hits": found})

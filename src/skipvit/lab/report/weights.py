@@ -70,7 +70,7 @@ def dense_weights_routed(network: nn.Cell, device: str, name: str, arm: Arm, bas
         path = trained.run.checkpoint()
         checkpoint.restore_weights(path, network, averaged=base.forward.endswith("_ema"))
         source = open_source(config, "val", classes=trained.run.classes)
-        batches = batches_of(at_size(config, name), source, config.noise_width(), False)
+        batches = batches_of(config.at_size(config.forwards()[name].image_size), source, config.noise_width(), False)
         top1 = evaluate(step, batches, label=f"{base.label}, seed {seed}, along {arm.label}").top1
         result.append({"top1": top1} | of_checkpoint(trained, path))
     return result
@@ -79,7 +79,9 @@ def dense_weights_routed(network: nn.Cell, device: str, name: str, arm: Arm, bas
 def kept_over_training(network: nn.Cell, device: str, name: str, config: Config, paths: list[Path]) -> Figure:
     """What the first route of a forward keeps of some validation images, by epoch."""
     source, select = open_source(config, "val"), config.program(name).selections[0]
-    images, _, noise = sample(at_size(config, name), source, evenly_spaced(source, IMAGES), config.noise_width())
+    images, _, noise = sample(
+        config.at_size(config.forwards()[name].image_size), source, evenly_spaced(source, IMAGES), config.noise_width()
+    )
     slots = f"routes.{select.route}.slots"
     forward, kept = build_forward(config, device, network, name, [slots]), {}
     for path in paths:
@@ -88,12 +90,6 @@ def kept_over_training(network: nn.Cell, device: str, name: str, config: Config,
             checkpoint.restore_weights(path, network)
             kept[position.epoch + 1] = kept_positions(forward.by_name(images, noise)[slots], select.after)
     return kept_figure(images, kept, config.model.spec().grid(images.shape[1]))
-
-
-def at_size(config: Config, name: str) -> Config:
-    """A configuration whose images have the size that a forward takes."""
-    size = config.forwards()[name].image_size
-    return config.model_copy(update={"model": config.model.model_copy(update={"image_size": size})})
 
 
 def of_checkpoint(run: Outcome, path: Path) -> dict[str, Any]:
