@@ -21,9 +21,10 @@ def example(page: str, holds: str) -> str:
 def spans(path: Path, depth: int) -> list[tuple[int, int]]:
     """Blocks that the routes of a file span in a network of so many."""
     config = skipvit.load_config(path, {"model.depth": depth, "data.path": "images", "data.kind": "image_folder"})
+    from skipvit.routing.program import routed_stage
     from skipvit.routing.spec import resolve
 
-    return [(span.start, span.end) for span in resolve(config.routes, depth, config.model.spec().layout())]
+    return [(span.start, span.end) for span in resolve(config.routes, routed_stage(config.model.spec()))]
 
 
 def test_the_python_page_lists_what_the_package_offers():

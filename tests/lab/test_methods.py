@@ -6,6 +6,7 @@ import pytest
 
 from skipvit.config.overrides import over
 from skipvit.config.reading import checked, read_yaml
+from skipvit.routing.program import routed_stage
 from skipvit.routing.spec import resolve
 
 METHODS = sorted((Path(__file__).parents[2] / "configs" / "methods").glob("*.yaml"))
@@ -46,5 +47,5 @@ BORDERS = {
 def test_borders_are_shares_of_the_depth(name, depth):
     (path,) = (path for path in METHODS if path.stem == name)
     config = config_of(path, depth)
-    spans = resolve(config.routes, depth, config.model.spec().layout())
+    spans = resolve(config.routes, routed_stage(config.model.spec()))
     assert [(span.start, span.end) for span in spans] == BORDERS[name][depth]

@@ -7,7 +7,7 @@ from mindspore import Tensor, nn
 
 from skipvit.routing.carry import Bypass, Carrier, Fuse, FuseBypass, carrier_of
 from skipvit.routing.forward import moved
-from skipvit.routing.layout import Layout
+from skipvit.routing.layout import Cells, Layout
 from skipvit.routing.program import Select
 from skipvit.routing.select import SELECTORS
 from support.reference import stable_best
@@ -17,7 +17,9 @@ FORMULATIONS = ("gather", "matmul")
 
 def selector(formulation, before, kept, carrier):
     after = Layout(before.prefix, kept, before.suffix + carrier.adds)
-    return SELECTORS[formulation](Select(before, after, route=0, carrier=carrier))
+    return SELECTORS[formulation](
+        Select(before, after, route=0, carrier=carrier, cells=Cells((before.patches,)), counts=(kept,))
+    )
 
 
 def bits(x):

@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from skipvit.config.config import Config
 from skipvit.config.reading import first_problem
-from skipvit.routing.layout import Layout
+from skipvit.routing.layout import Cells, Layout, Stage
 from skipvit.routing.spec import Route, resolve
 from support.reference import planned
 
 DEPTH, TOKENS = 6, Layout(1, 16)
+STAGE = Stage(DEPTH, 192, TOKENS)
 
 
 def config(routes):
@@ -34,6 +35,7 @@ READING = (
     "cls_attention",
     "cls_attention_value",
     "attention_received",
+    "change",
     "inverse_cls_attention",
     "sampled_cls_attention",
     "mixed_cls_attention",
@@ -110,12 +112,13 @@ def test_a_route_that_cannot_run_is_refused_in_one_line(routes, message):
 
 
 def test_a_network_without_cls_has_scorers_that_do_not_read_it():
+    without = Stage(DEPTH, 192, Layout(0, 16))
     with pytest.raises(
         ValueError,
-        match=r"^routes\.0\.scorer: cls_attention reads the attention of \[CLS\].*; use attention_received, random",
+        match=r"^routes\.0\.scorer: cls_attention reads the attention of \[CLS\].*; use attention_received, magni",
     ):
-        resolve([Route(start=1, end=3)], DEPTH, Layout(0, 16))
-    resolve([Route(start=1, end=3, scorer="random"), Route(start=3, end=4, scorer="grid")], DEPTH, Layout(0, 16))
+        resolve([Route(start=1, end=3)], without)
+    resolve([Route(start=1, end=3, scorer="random"), Route(start=3, end=4, scorer="grid")], without)
 
 
 # Of 6 blocks; shares are rounded half up, to a block inside.
@@ -135,7 +138,7 @@ BORDERS = {
 
 @pytest.mark.parametrize("start, end, expected", BORDERS.values(), ids=BORDERS.keys())
 def test_borders(start, end, expected):
-    found = resolve([Route(start=start, end=end, scorer="random")], DEPTH, TOKENS)
+    found = resolve([Route(start=start, end=end, scorer="random")], STAGE)
     assert [(span.start, span.end) for span in found] == expected
 
 
@@ -143,14 +146,14 @@ def test_borders(start, end, expected):
 def test_shares_of_any_depth_are_those_of_the_reference(depth):
     routes = [Route(start=f"{i}/{n}", scorer="random") for n in range(2, 13) for i in range(1, n)]
     for each in routes:
-        (span,), (plan,) = resolve([each], depth, TOKENS), planned([each], depth)
+        (span,), (plan,) = resolve([each], Stage(depth, 192, TOKENS)), planned([each], depth)
         assert (span.start, span.end) == (plan.start, plan.end), each.start
 
 
 def test_each_block_of_a_span_is_a_route_of_its_own():
-    back = resolve([Route(start=2, end=-1, keep_ratio=0.5, scorer="grid", fuse=True, each=True)], DEPTH, TOKENS)
+    back = resolve([Route(start=2, end=-1, keep_ratio=0.5, scorer="grid", fuse=True, each=True)], STAGE)
     assert [(s.start, s.end, s.kept, s.restore, s.fuse) for s in back] == [(b, b + 1, 8, True, True) for b in (2, 3, 4)]
-    gone = resolve([Route(start=3, keep_ratio=0.5, scorer="random", each=True)], DEPTH, TOKENS)
+    gone = resolve([Route(start=3, keep_ratio=0.5, scorer="random", each=True)], STAGE)
     assert [(s.start, s.end, s.kept, s.restore) for s in gone] == [(3, 4, 8, False), (4, 5, 4, False), (5, 6, 2, False)]
 
 
@@ -174,7 +177,7 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("routes", ACCEPTED.values(), ids=ACCEPTED.keys())
 def test_a_route_that_can_run_is_not_refused(routes):
-    spans = resolve(config(routes).routes, DEPTH, TOKENS)
+    spans = resolve(config(routes).routes, STAGE)
     assert [(span.start, span.end) for span in spans] == [(r["start"], r["end"]) for r in routes]
 
 
@@ -186,12 +189,57 @@ def test_a_route_that_can_run_is_not_refused(routes):
     ],
 )  # fmt: skip
 def test_kept_tokens_are_the_rounded_share_and_at_least_one(keep_ratio, patches, kept):
-    assert resolve([Route(start=1, end=2, keep_ratio=keep_ratio)], 4, Layout(1, patches))[0].kept == kept
+    assert resolve([Route(start=1, end=2, keep_ratio=keep_ratio)], Stage(4, 192, Layout(1, patches)))[0].kept == kept
 
 
 def test_a_returning_route_leaves_all_tokens_to_the_next_and_one_for_good_what_it_kept():
     spans = [Route(start=1, end=2, keep_ratio=0.5, fuse=True), Route(start=2, end=3, keep_ratio=0.25)]
-    assert [span.kept for span in resolve(spans, DEPTH, TOKENS)] == [8, 4]
+    assert [span.kept for span in resolve(spans, STAGE)] == [8, 4]
     gone = {"restore": False, "fuse": True, "keep_ratio": 0.7}
     spans = [Route(start=3, end=6, **gone), Route(start=6, end=9, **gone), Route(start=9, end=12, **gone)]
-    assert [span.kept for span in resolve(spans, 12, Layout(1, 196))] == [137, 96, 67]
+    assert [span.kept for span in resolve(spans, Stage(12, 192, Layout(1, 196)))] == [137, 96, 67]
+
+
+# Windows of 7, shifted by 3, cut 14 x 14 tokens into 16 cells of 9, 12, 12 and 16.
+SWIN = Stage(18, 384, Layout(0, 196), Cells((9, 12, 12, 16) * 4, window=4), keeps_grid=True, name="stage 3")
+
+
+@pytest.mark.parametrize(
+    "keep_ratio, counts",
+    [(0.45, (4, 5, 6, 7)), (0.5, (4, 6, 6, 8)), (1.0, (9, 12, 12, 16)), (0.001, (0, 0, 0, 1)), (0.3, (3, 3, 4, 5))],
+)
+def test_every_window_keeps_the_same_number_of_tokens_shared_by_its_cells(keep_ratio, counts):
+    (span,) = resolve([Route(start=2, end=16, keep_ratio=keep_ratio, scorer="random")], SWIN)
+    assert span.counts == counts * 4 and span.kept == 4 * max(1, round(keep_ratio * 49))
+
+
+def test_cells_of_several_patches_stay_or_go_as_one():
+    stage = Stage(18, 320, Layout(0, 196), Cells((196,), unit=4), keeps_grid=True)
+    (span,) = resolve([Route(start=1, end=17, scorer="random")], stage)
+    assert span.counts == (88,)
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"end": None}, "routes.0: with end: null tokens do not return, and this network needs the whole grid after"),
+        ({"restore": False}, "routes.0: with restore: false tokens do not return"),
+        ({"fuse": True}, "routes.0.fuse: the tokens of stage 3 have places, and there is none for a fused one"),
+        ({"end": 19}, "routes.0.end: 19 is outside 3 to 18"),
+        ({"start": 18}, "routes.0.start: block 18 does not exist; stage 3 has blocks 0 to 17"),
+        (
+            {"scorer": "cls_attention"},
+            "routes.0.scorer: cls_attention reads the attention of [CLS], which this network",
+        ),
+    ],
+)
+def test_what_a_stage_of_a_grid_cannot_do_is_refused_in_one_line(keys, message):
+    route = Route(**({"start": 2, "end": 16, "scorer": "random"} | keys))
+    with pytest.raises(ValueError) as refusal:
+        resolve([route], SWIN)
+    assert str(refusal.value).startswith(message) and "\n" not in str(refusal.value)
+
+
+def test_in_a_stage_of_a_grid_tokens_may_return_at_its_end():
+    (span,) = resolve([Route(start=2, end=18, scorer="random")], SWIN)
+    assert (span.start, span.end, span.restore) == (2, 18, True)

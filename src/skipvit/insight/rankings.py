@@ -13,7 +13,7 @@ from tqdm import tqdm
 from skipvit.engine import checkpoint
 from skipvit.insight import measures
 from skipvit.routing.forward import Forward
-from skipvit.routing.program import Probe, kept_positions
+from skipvit.routing.program import Probe, kept_positions, routed_stage
 from skipvit.routing.spec import resolve
 from skipvit.runs.trained import Trained
 from skipvit.util.log import log
@@ -86,7 +86,8 @@ def measure(trained: Trained, scorers: list[str], shown: Any, earlier: list[Path
         The result for JSON, and of each scorer the kept patches, bool (n, patches).
     """
     spec, batch = trained.config.model.spec(), min(trained.config.data.batch_size, len(shown.labels))
-    span = resolve(trained.config.routes, spec.depth, spec.layout())[0]
+    stage = routed_stage(spec)
+    span = resolve(trained.config.routes, stage)[0]
     site = span.start if span.at == "mlp" else max(span.start - 1, 0)  # the block whose attention this route reads
     rank = Ranker(trained, scorers, site, span.kept, batch)
     values = [*_of_earlier(trained, rank, shown.images, earlier), rank(shown.images)]

@@ -17,6 +17,7 @@ from skipvit.config.config import Config
 from skipvit.config.groups import Group
 from skipvit.config.overrides import Values, over, points
 from skipvit.config.reading import checked, first_problem, read_yaml, recipe
+from skipvit.routing.program import routed_stage
 from skipvit.routing.spec import resolve
 from skipvit.util.errors import UsageError
 from skipvit.util.text import nearest
@@ -210,5 +211,5 @@ def essentials(config: Config) -> Values:
 def forward_of(config: Config, name: str) -> Values:
     """What a forward of a configuration is, however it was written."""
     spec, forward = config.model.spec(), config.forwards()[name]
-    spans = resolve(forward.routes, spec.depth, spec.layout(forward.image_size))
+    spans = resolve(forward.routes, routed_stage(spec, forward.image_size))
     return {"image_size": forward.image_size, "spans": [asdict(span) for span in spans]}

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from skipvit.routing.program import Program, Step
+from skipvit.routing.program import Program, Step, routed_stage
 
 # A product's backward is two, one for each factor. The images need no gradient, nor do scores and selections.
-TRAINING_TIMES = {"patch embedding": 2, "scorers": 1, "fused tokens": 2, "moving tokens": 2}
+TRAINING_TIMES = {"patch embedding": 2, "scorers": 1, "fused tokens": 2, "moving tokens": 2, "biases of kept tokens": 2}
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,11 @@ def forward_parts(spec: Any, program: Program, formulation: str = "gather") -> d
             parts[name] = parts.get(name, 0) + macs
     if program.selections:
         moves = formulation == "matmul"
+        width = routed_stage(spec).width
         parts["scorers"] = _scorers(spec, program, moves)
-        parts["fused tokens"] = sum(s.carrier.adds * s.before.length * spec.width for s in program.selections)
+        parts["fused tokens"] = sum(s.carrier.adds * s.before.length * width for s in program.selections)
         moving = [*program.selections, *program.of_kind("restore")] if moves else []
-        parts["moving tokens"] = sum(_moved(step, spec.width) for step in moving)
+        parts["moving tokens"] = sum(_moved(step, width) for step in moving)
     return parts
 
 
@@ -83,11 +84,15 @@ def activations(spec: Any, program: Program, compute: int) -> int:
 
 
 def _scorers(spec: Any, program: Program, moves: bool) -> int:
-    """Of the scorers themselves, e.g. the [CLS] row; and what they read of tokens that bypassed a block."""
+    """Of the scorers themselves, and what they read, e.g. the [CLS] row; also of tokens that bypassed a block."""
     steps: tuple[Any, ...] = program.steps
-    total = sum(step.scorer.products(step.before, spec.width) for step in steps if step.kind == "score")
-    for step in program.of_kind("rescore"):
-        total += spec.signal_products(step, step.reads) + (_moved(step, spec.width) if moves else 0)
+    width, total = routed_stage(spec).width, 0
+    for step in steps:
+        if step.kind == "score":
+            total += step.scorer.products(step.before.patches, width) + spec.read_products(step, step.scorer.reads)
+        elif step.kind == "rescore":
+            total += _moved(step, width) if moves else 0
+            total += spec.signal_products(step, step.reads) if step.asks_attention else 0
     return total
 
 

@@ -39,9 +39,9 @@ class NormalizeRows(nn.Cell):
     """Layer norm of rows x (R, D), weight and bias (D,), with its gradient written out: several times MindSpore's CPU
     kernel."""
 
-    def __init__(self):
+    def __init__(self, epsilon: float = NORM_EPSILON):
         super().__init__()
-        self.kernel = _NormalizeRows()
+        self.kernel = _NormalizeRows(epsilon)
 
     def construct(self, x, weight, bias):
         y, _, _ = self.kernel(x, weight, bias)
@@ -51,10 +51,14 @@ class NormalizeRows(nn.Cell):
 class _NormalizeRows(nn.Cell):
     """The rows, and what their gradient needs and nobody else may read: it asks for the first result's alone."""
 
+    def __init__(self, epsilon: float):
+        super().__init__()
+        self.epsilon = epsilon
+
     def construct(self, x, weight, bias):
         width = x.shape[1]
         centred = x - across(ops.ReduceMean(True)(x, 1), width)
-        inverse_std = ops.Rsqrt()(ops.ReduceMean(True)(centred * centred, 1) + NORM_EPSILON)
+        inverse_std = ops.Rsqrt()(ops.ReduceMean(True)(centred * centred, 1) + self.epsilon)
         scale = ops.MatMul()(inverse_std, ops.Reshape()(weight, (1, width)))
         return ops.BiasAdd()(centred * scale, bias), centred, inverse_std
 
@@ -90,6 +94,28 @@ class AttendByHand(nn.Cell):
         return y
 
 
+class AttendBiased(nn.Cell):
+    """softmax(q k^T + bias) v. The bias, float32, is of any shape whose rows' end (B, heads, N, M) repeats it."""
+
+    def construct(self, q, k, v, bias):
+        logits = ops.Cast()(ops.BatchMatMul(transpose_b=True)(q, k), ms.float32)
+        rows = ops.Reshape()(logits, (-1, bias.size)) + ops.Reshape()(bias, (1, bias.size))
+        attention = ops.Cast()(ops.Softmax(-1)(ops.Reshape()(rows, logits.shape)), v.dtype)
+        return ops.BatchMatMul()(attention, v)
+
+
+class AttendBiasedByHand(nn.Cell):
+    """The same with its gradient written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = _AttendBiasedByHand()
+
+    def construct(self, q, k, v, bias):
+        y, _ = self.kernel(q, k, v, bias)
+        return y
+
+
 def attention_of(q, k, dtype):
     """softmax(q k^T): (B, heads, N, N)."""
     logits = ops.Cast()(ops.BatchMatMul(transpose_b=True)(q, k), ms.float32)
@@ -97,11 +123,7 @@ def attention_of(q, k, dtype):
 
 
 class _AttendByHand(nn.Cell):
-    """The values, and the attention, which their gradient needs and nobody else may read.
-
-    The softmax's gradient is p (dp - sum(p dp)), and sum(p dp) = y dy (FlashAttention, arXiv 2205.14135, appendix B.2):
-    so the difference is one product, of dy with that sum as another column and v with ones.
-    """
+    """The values, and the attention, which their gradient needs and nobody else may read."""
 
     def construct(self, q, k, v):
         attention = attention_of(q, k, v.dtype)
@@ -109,15 +131,51 @@ class _AttendByHand(nn.Cell):
 
     def bprop(self, q, k, v, out, dout):
         y, attention = out
-        dy = dout[0]
-        dv = ops.BatchMatMul(transpose_a=True)(attention, dy)
-        # In float32: under a loss scale the product of two float16 overflows.
-        terms = ops.Reshape()(ops.Cast()(dy, ms.float32) * ops.Cast()(y, ms.float32), (-1, y.shape[3]))
-        sums = ops.Reshape()(ops.Cast()(ops.ReduceSum(True)(terms, 1), dy.dtype), y.shape[:3] + (1,))
-        left = ops.Concat(-1)((dy, -sums))
-        right = ops.Concat(-1)((v, ops.OnesLike()(sums)))
-        dlogits = attention * ops.BatchMatMul(transpose_b=True)(left, right)
+        dlogits, dv = attention_gradients(attention, v, y, dout[0])
         return ops.BatchMatMul()(dlogits, k), ops.BatchMatMul(transpose_a=True)(dlogits, q), dv
+
+
+class _AttendBiasedByHand(nn.Cell):
+    """As `_AttendByHand`."""
+
+    def construct(self, q, k, v, bias):
+        logits = ops.Cast()(ops.BatchMatMul(transpose_b=True)(q, k), ms.float32)
+        rows = ops.BiasAdd()(ops.Reshape()(logits, (-1, bias.size)), ops.Reshape()(bias, (bias.size,)))
+        attention = ops.Cast()(ops.Softmax(-1)(ops.Reshape()(rows, logits.shape)), v.dtype)
+        return ops.BatchMatMul()(attention, v), attention
+
+    def bprop(self, q, k, v, bias, out, dout):
+        y, attention = out
+        dlogits, dv = attention_gradients(attention, v, y, dout[0])
+        rows = ops.Reshape()(ops.Cast()(dlogits, ms.float32), (-1, bias.size))
+        dbias = rows if rows.shape[0] == 1 else sum_of_rows(rows)
+        dq, dk = ops.BatchMatMul()(dlogits, k), ops.BatchMatMul(transpose_a=True)(dlogits, q)
+        return dq, dk, dv, ops.Reshape()(dbias, bias.shape)
+
+
+def attention_gradients(attention, v, y, dy):
+    """Of the logits and of v, where y = softmax(logits) v.
+
+    The softmax's gradient is p (dp - sum(p dp)), and sum(p dp) = y dy (FlashAttention, arXiv 2205.14135, appendix B.2):
+    so the difference is one product, of dy with that sum as another column and v with ones.
+    """
+    dv = ops.BatchMatMul(transpose_a=True)(attention, dy)
+    # In float32: under a loss scale the product of two float16 overflows.
+    terms = ops.Reshape()(ops.Cast()(dy, ms.float32) * ops.Cast()(y, ms.float32), (-1, y.shape[3]))
+    sums = ops.Reshape()(ops.Cast()(ops.ReduceSum(True)(terms, 1), dy.dtype), y.shape[:3] + (1,))
+    left = ops.Concat(-1)((dy, -sums))
+    right = ops.Concat(-1)((v, ops.Ones()(v.shape[:3] + (1,), v.dtype)))
+    return attention * ops.BatchMatMul(transpose_b=True)(left, right), dv
+
+
+class Permute(nn.Cell):
+    """The tokens of x (B, N, D) in another order, index int32 (N,); `inverse`, the way back, carries the gradient."""
+
+    def construct(self, x, index, inverse):
+        return ops.Gather()(x, index, 1)
+
+    def bprop(self, x, index, inverse, out, dout):
+        return ops.Gather()(dout, inverse, 1), ops.ZerosLike()(index), ops.ZerosLike()(inverse)
 
 
 class TanhGelu(nn.Cell):

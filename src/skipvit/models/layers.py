@@ -14,6 +14,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from skipvit.models.kernels import NORM_EPSILON, AddBias, Attend, AttendByHand, NormalizeRows, TanhGelu
+from skipvit.routing.scorers import of_patches, received
 
 # Channel statistics of ImageNet on the 0..255 scale: the field's normalisation for uint8 images.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -27,31 +28,37 @@ class Dense(nn.Cell):
         fused: MindSpore's gradient of the bias; else written out.
         dtype: of the product; the weights themselves are float32.
         init: of the weight. Xavier's scale follows the width, so that narrow networks learn from the start too.
+        bias: whether there is b.
     """
 
-    def __init__(self, inputs: int, outputs: int, fused: bool, dtype: ms.Type, init: Any = "XavierUniform"):
+    def __init__(
+        self, inputs: int, outputs: int, fused: bool, dtype: ms.Type, init: Any = "XavierUniform", bias: bool = True
+    ):
         super().__init__()
-        self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
+        self.inputs, self.outputs, self.dtype, self.has_bias = inputs, outputs, dtype, bias
         self.weight = Parameter(initializer(init, (outputs, inputs)), name="weight")
-        self.bias = Parameter(initializer("zeros", (outputs,)), name="bias")
+        if bias:
+            self.bias = Parameter(initializer("zeros", (outputs,)), name="bias")
         self.add_bias = ops.BiasAdd() if fused else AddBias()
 
     def construct(self, x):
         rows = ops.Cast()(ops.Reshape()(x, (-1, self.inputs)), self.dtype)
         y = ops.MatMul(transpose_b=True)(rows, ops.Cast()(self.weight, self.dtype))
-        return ops.Reshape()(self.add_bias(y, ops.Cast()(self.bias, self.dtype)), x.shape[:-1] + (self.outputs,))
+        if self.has_bias:
+            y = self.add_bias(y, ops.Cast()(self.bias, self.dtype))
+        return ops.Reshape()(y, x.shape[:-1] + (self.outputs,))
 
 
 class LayerNorm(nn.Cell):
-    """Layer normalisation over the last axis in float32, epsilon 1e-6 as in timm's ViT."""
+    """Layer normalisation over the last axis in float32, epsilon 1e-6 as in timm's ViT unless it is given."""
 
-    def __init__(self, width: int, fused: bool):
+    def __init__(self, width: int, fused: bool, epsilon: float = NORM_EPSILON):
         super().__init__()
         self.width, self.fused = width, fused
         self.weight = Parameter(initializer("ones", (width,)), name="weight")
         self.bias = Parameter(initializer("zeros", (width,)), name="bias")
-        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=NORM_EPSILON)
-        self.normalize_rows = NormalizeRows()
+        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=epsilon)
+        self.normalize_rows = NormalizeRows(epsilon)
 
     def construct(self, x):
         if self.fused:
@@ -60,18 +67,16 @@ class LayerNorm(nn.Cell):
         return ops.Reshape()(y, x.shape)
 
 
-class PatchEmbed(nn.Cell):
-    """Cut images into patches and project each: (B, H, W, 3) -> (B, tokens, D).
+class Patches(nn.Cell):
+    """Cut images into patches: (B, H, W, 3) -> float32 (B, patches, patch * patch * 3).
 
-    A reshape and a matrix product: the same arithmetic as a convolution whose stride is its kernel.
     uint8 images are normalised with the ImageNet mean and deviation here, in the graph; float images are taken as
     normalised.
     """
 
-    def __init__(self, patch: int, width: int, fused: bool, dtype: ms.Type):
+    def __init__(self, patch: int):
         super().__init__()
         self.patch = patch
-        self.proj = Dense(patch * patch * 3, width, fused, dtype, Normal((patch * patch * 3) ** -0.5))
         self.mean = Tensor(np.array(PIXEL_MEAN * patch * patch, np.float32))
         self.inverse_std = Tensor(1 / np.array(PIXEL_STD * patch * patch, np.float32))
 
@@ -82,7 +87,22 @@ class PatchEmbed(nn.Cell):
         x = ops.Reshape()(x, (batch, rows * columns, self.patch * self.patch * 3))
         if images.dtype == ms.uint8:
             x = (ops.Cast()(x, ms.float32) - self.mean) * self.inverse_std
-        return self.proj(x)
+        return x
+
+
+class PatchEmbed(nn.Cell):
+    """Cut images into patches and project each: (B, H, W, 3) -> (B, tokens, D).
+
+    A reshape and a matrix product: the same arithmetic as a convolution whose stride is its kernel.
+    """
+
+    def __init__(self, patch: int, width: int, fused: bool, dtype: ms.Type):
+        super().__init__()
+        self.cut = Patches(patch)
+        self.proj = Dense(patch * patch * 3, width, fused, dtype, Normal((patch * patch * 3) ** -0.5))
+
+    def construct(self, images):
+        return self.proj(self.cut(images))
 
 
 class Attention(nn.Cell):
@@ -132,13 +152,13 @@ class Gelu(nn.Cell):
 
 
 class Mlp(nn.Cell):
-    """Two-layer perceptron, four times as wide inside: (B, N, D) -> (B, N, D)."""
+    """Two-layer perceptron, `ratio` times as wide inside: (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, width: int, exact_gelu: bool, fused: bool, dtype: ms.Type):
+    def __init__(self, width: int, exact_gelu: bool, fused: bool, dtype: ms.Type, ratio: int = 4):
         super().__init__()
-        self.fc1 = Dense(width, 4 * width, fused, dtype)
+        self.fc1 = Dense(width, ratio * width, fused, dtype)
         self.act = Gelu(exact_gelu, fused)
-        self.fc2 = Dense(4 * width, width, fused, dtype)
+        self.fc2 = Dense(ratio * width, width, fused, dtype)
 
     def construct(self, x):
         return self.fc2(self.act(self.fc1(x)))
@@ -164,33 +184,49 @@ class Block(nn.Cell):
     """Pre-norm transformer block: (B, N, D) -> (B, N, D). The residual stream is float32."""
 
     def __init__(
-        self, width: int, heads: int, exact_gelu: bool, fused: bool, drop_path: float, noise_column: int, dtype: ms.Type
+        self,
+        width: int,
+        attn: nn.Cell,
+        mlp: nn.Cell,
+        fused: bool,
+        drop_path: float,
+        noise_column: int,
+        epsilon: float = NORM_EPSILON,
     ):
         super().__init__()
-        self.norm1 = LayerNorm(width, fused)
-        self.attn = Attention(width, heads, fused, dtype)
+        self.norm1 = LayerNorm(width, fused, epsilon)
+        self.attn = attn
         self.drop_path1 = DropPath(drop_path, noise_column)
-        self.norm2 = LayerNorm(width, fused)
-        self.mlp = Mlp(width, exact_gelu, fused, dtype)
+        self.norm2 = LayerNorm(width, fused, epsilon)
+        self.mlp = mlp
         self.drop_path2 = DropPath(drop_path, noise_column + 1)
 
     def construct(self, x, noise):
         x, _ = self.attend(x, noise)
         return self.feed(x, noise)
 
-    def attend(self, x, noise):
-        """The first half, in which tokens meet; and its attention's q, k, v."""
+    def attend(self, x, noise, where=None):
+        """The first half, in which tokens meet; and its attention's q, k, v.
+
+        Args:
+            where: the network's `locate` of the tokens, for blocks that have to know; None: all are there.
+        """
         y, signals = self.attn(self.norm1(x))
         return x + self.drop_path1(ops.Cast()(y, x.dtype), noise), signals
 
-    def feed(self, x, noise):
+    def feed(self, x, noise, where=None):
         """The second half, each token on its own."""
         return x + self.drop_path2(ops.Cast()(self.mlp(self.norm2(x)), x.dtype), noise)
+
+    def received(self, signals, layout):
+        """The attention that each patch receives of the patches: float32 (B, patches)."""
+        return received({"q": of_patches(signals["q"], layout), "k": of_patches(signals["k"], layout)})
 
     def signals_of(self, x, before, reads):
         """What a scorer reads of the tokens x (B, N, D), as this block would compute it; `before`: of those that took
         it. The query of [CLS], which took it, is the same."""
         normed = self.norm1(x)
         k, v = self.attn.keys_values(normed)
-        q = self.attn.split(self.attn.q(normed)) if "q" in reads else before["q"]
+        new_queries = "q" in reads or "received" in reads
+        q = self.attn.split(self.attn.q(normed)) if new_queries else before["q"]
         return {"q": q, "k": k, "v": v}

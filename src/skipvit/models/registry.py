@@ -28,7 +28,7 @@ def register_model(name: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
 def list_models() -> list[str]:
     """Names of all models."""
-    from skipvit.models import vit_spec  # noqa: F401  registers its own
+    from skipvit.models import pvt_spec, swin_spec, vit_spec  # noqa: F401  they register their own
 
     return sorted(MODELS)
 

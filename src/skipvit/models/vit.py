@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from skipvit.models.layers import Block, Dense, LayerNorm, PatchEmbed
+from skipvit.models.layers import Attention, Block, Dense, LayerNorm, Mlp, PatchEmbed
 from skipvit.models.positions import resize_weights
 from skipvit.models.vit_spec import ViTSpec
 from skipvit.routing.select import Leading
@@ -44,7 +44,14 @@ class ViT(nn.Cell):
         rates = np.linspace(0, spec.drop_path, spec.depth)
         self.blocks = nn.CellList(
             [
-                Block(width, spec.heads, spec.gelu == "erf", fused, float(rates[i]), 2 * i, dtype)
+                Block(
+                    width,
+                    Attention(width, spec.heads, fused, dtype),
+                    Mlp(width, spec.gelu == "erf", fused, dtype),
+                    fused,
+                    float(rates[i]),
+                    2 * i,
+                )
                 for i in range(spec.depth)
             ]
         )
@@ -83,6 +90,14 @@ class ViT(nn.Cell):
         if prefix == 0:
             return patches
         return ops.Concat(1)((ops.Slice()(self.pos_embed, (0, 0, 0), (1, prefix, self.width)), patches))
+
+    def locate(self, select, mask):
+        """What blocks have to know of where the tokens of a route are: nothing.
+
+        Args:
+            select: the route's, see `routing.select.Selector`; mask: of its tokens, float32 0/1 (B, N).
+        """
+        return None
 
     def classify(self, y):
         """Logits (B, classes) of the last norm's tokens (B, N, D): the head reads [CLS]."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from skipvit.models import vit_timm
 from skipvit.models.registry import register_model
-from skipvit.routing.layout import Layout
+from skipvit.routing.layout import Layout, Stage
 from skipvit.routing.program import Step
 
 FLOAT32 = 4  # bytes
@@ -41,6 +41,7 @@ class ViTSpec:
     drop_path: float = 0.0
     gelu: str = "tanh"
     prefix: int = 1
+    routed_stage: ClassVar[int] = 0
 
     def __post_init__(self):
         self.layout()
@@ -57,6 +58,10 @@ class ViTSpec:
     def layout(self, image_size: int | None = None) -> Layout:
         """Of the tokens that enter the first block."""
         return Layout(self.prefix, self.grid(image_size) ** 2)
+
+    def stages(self, image_size: int | None = None) -> tuple[Stage, ...]:
+        """One."""
+        return (Stage(self.depth, self.width, self.layout(image_size)),)
 
     def at_size(self, image_size: int) -> ViTSpec:
         """The same for images of another size."""
@@ -144,9 +149,17 @@ class ViTSpec:
             return {"MLP": 8 * n * d**2}
         return {"head": d * self.num_classes} if step.kind == "head" else {}
 
+    def read_products(self, step: Step, reads: tuple[str, ...]) -> int:
+        """Multiply-accumulates of what a scorer reads beyond what a block makes anyway: the [CLS] row, the attention
+        received."""
+        row = step.before.length if "cls_row" in reads else 0
+        return (row + (step.before.patches**2 if "received" in reads else 0)) * self.width
+
     def signal_products(self, step: Step, reads: tuple[str, ...]) -> int:
-        """Multiply-accumulates of what a scorer reads of all tokens after a step: keys, and q and v if it does."""
-        return step.after.length * self.width**2 * (1 + ("q" in reads) + ("v" in reads))
+        """Multiply-accumulates of the projections that a scorer reads, of all tokens after a step: keys, and q and v if
+        it does."""
+        projections = 1 + ("q" in reads or "received" in reads) + ("v" in reads)
+        return step.after.length * self.width**2 * projections
 
     def activations(self, step: Step, compute: int) -> int:
         """Bytes that a step keeps of an image for its backward.

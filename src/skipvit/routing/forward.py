@@ -50,8 +50,8 @@ class Forward(nn.Cell):
         self.selectors = nn.CellList([SELECTORS[formulation](step) for step in program.selections])
         # Nothing in an image's result depends on the other images of its batch.
         self.fixed_noise = Tensor(np.random.default_rng(seed).random((1, program.noise_width), np.float32))
-        patches = program.steps[0].after
-        self.places = Tensor(np.arange(patches.patches, dtype=np.float32)[None] + patches.prefix)
+        layouts = [step.after for step in program.steps if step.kind in ("embed", "downsample")]
+        self.places = tuple(Tensor(np.arange(x.patches, dtype=np.float32)[None] + x.prefix) for x in layouts)
 
     def construct(self, images, noise=None):
         """What was asked for, by default the logits, float32 or float16 (B, classes).
@@ -72,38 +72,44 @@ class Forward(nn.Cell):
 
     def walk(self, x, noise):
         """Every value that the program makes, by name. What a graph does not use is not computed."""
-        seen, signals = {}, {}
+        seen, signals, stage, latest, where = {}, {}, 0, 0, None
         before, mask, entered, ranking, weights = x, x, x, x, x
-        slots = ops.BroadcastTo((x.shape[0], self.places.shape[1]))(self.places)
+        slots = self.in_place(0, x.shape[0])
         slots_before = slots
         for step in self.steps:
             if step.kind == "embed":
                 x = self.network.embed(x)
                 seen["embed"] = x
+            elif step.kind == "downsample":
+                stage, x = step.stage, self.network.to_stage(step.stage, x)
+                slots = self.in_place(stage, x.shape[0])
             elif step.kind == "attend":
-                entered = x
-                x, signals = self.network.blocks[step.block].attend(x, noise)
+                entered, latest = x, step.block
+                x, signals = self.network.blocks[step.block].attend(x, noise, where)
                 if step.before.prefix:
                     row = ops.ReduceMean()(cls_row(signals, step.before), 1)
                     seen[f"blocks.{step.block}.cls_attention"] = row
             elif step.kind == "feed":
-                x = self.network.blocks[step.block].feed(x, noise)
+                x = self.network.blocks[step.block].feed(x, noise, where)
                 seen[f"blocks.{step.block}"] = x
             elif step.kind == "score":
-                ranking, weights = self.score(step, signals, noise)
+                told = self.told(step, latest, signals, entered, x)
+                ranking, weights = self.score(step, told, noise)
                 seen[step.name] = ranking
             elif step.kind == "select":
                 select = self.selectors[step.route]
                 before, slots_before, mask = x, slots, select.mask(ranking)
                 x = step.carrier.enter(select, x, mask, weights)
+                where = self.network.locate(select, mask)
                 slots = moved(slots, step.carrier.places(select, mask))
                 seen[f"routes.{step.route}.slots"] = slots
             elif step.kind == "rescore":
                 # The next scorer ranks every token, so what it reads must cover those that bypassed this block too.
-                everyone = self.put_back(step, entered, before, mask)
-                signals = self.network.blocks[step.block].signals_of(everyone, signals, step.reads)
+                entered = self.put_back(step, entered, before, mask)
+                if step.asks_attention:
+                    signals = self.network.blocks[step.block].signals_of(entered, signals, step.reads)
             elif step.kind == "restore":
-                x, slots = self.put_back(step, x, before, mask), slots_before
+                x, slots, where = self.put_back(step, x, before, mask), slots_before, None
             elif step.kind == "norm":
                 x = self.network.norm(x)
                 seen["norm"] = x
@@ -111,14 +117,29 @@ class Forward(nn.Cell):
                 seen["logits"] = self.network.classify(x)
         return seen
 
-    def score(self, step, signals, noise):
-        """Ranking and weights, float32 (B, patches) each; no gradient flows back."""
+    def in_place(self, stage, batch):
+        """The slots of a stage's patches where all are in their places: float32 (B, patches)."""
+        places = self.places[stage]
+        return ops.BroadcastTo((batch, places.shape[1]))(places)
+
+    def told(self, step, latest, signals, entered, x):
+        """What a scorer reads, by name, see `routing.scorers`; latest: the block before."""
         told = {}
         for name in step.scorer.reads:
             if name == "cls_row":
                 told["cls_row"] = cls_row(signals, step.before)
+            elif name == "received":
+                told["received"] = self.network.blocks[latest].received(signals, step.before)
+            elif name == "tokens":
+                told["tokens"] = patches_of(x, step.before)
+            elif name == "entered":
+                told["entered"] = patches_of(entered, step.before)
             else:
                 told[name] = of_patches(signals[name], step.before)
+        return told
+
+    def score(self, step, told, noise):
+        """Ranking and weights, float32 (B, patches) each; no gradient flows back."""
         if step.noise_columns:
             noise = ops.Slice()(noise, (0, step.first_noise), (noise.shape[0], step.noise_columns))
         ranking, weights = step.scorer.score(step, told, noise, self.training)
@@ -136,6 +157,11 @@ class Forward(nn.Cell):
         self.set_train(training)
         values = (found,) if len(self.outputs) == 1 else found
         return {name: value.asnumpy() for name, value in zip(self.outputs, values)}
+
+
+def patches_of(x, layout):
+    """The patch tokens of a sequence (B, N, D): (B, patches, D)."""
+    return ops.Slice()(x, (0, layout.prefix, 0), (x.shape[0], layout.patches, x.shape[2]))
 
 
 def moved(slots, places):

@@ -8,26 +8,38 @@ list.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from skipvit.routing.carry import Carrier, carrier_of
-from skipvit.routing.layout import Layout
-from skipvit.routing.scorers import Scorer
+from skipvit.routing.layout import Cells, Layout, Stage
+from skipvit.routing.scorers import ATTENTION, Scorer
 from skipvit.routing.spec import Route, Span, resolve
 
 
 class Spec(Protocol):
-    """All that a program has to know of a backbone; see `models.vit_spec.ViTSpec` for the whole of it."""
+    """All that a program has to know of a backbone; see `models.vit_spec.ViTSpec` for the whole of it.
+
+    Attributes:
+        depth: all its blocks.
+        image_size: side of its images, pixels.
+        routed_stage: in which of its stages routes are, and whose blocks they count.
+    """
 
     depth: int
     image_size: int
+    routed_stage: int
 
-    def layout(self, image_size: int | None = None) -> Layout:
-        """Of the tokens that enter the first block."""
+    def stages(self, image_size: int | None = None) -> tuple[Stage, ...]:
+        """In order."""
         ...
+
+
+def routed_stage(spec: Spec, image_size: int | None = None) -> Stage:
+    """The stage of a backbone that routes are in."""
+    return spec.stages(image_size)[spec.routed_stage]
 
 
 @dataclass(frozen=True)
@@ -113,10 +125,17 @@ class Score(Step):
 @dataclass(frozen=True)
 class Select(Step):
     """The kept tokens go on, the others take the carrier's way. Makes `routes.N.slots`: which place of the sequence
-    each of the image's patches lives in from here on, -1 for none."""
+    each of the stage's patches lives in from here on, -1 for none.
+
+    Attributes:
+        cells: of the patches that are selected from.
+        counts: how many of each of them stay.
+    """
 
     kind: ClassVar[str] = "select"
     carrier: Carrier = field(kw_only=True)
+    cells: Cells = field(kw_only=True)
+    counts: tuple[int, ...] = field(kw_only=True)
 
     @property
     def makes(self) -> tuple[str, ...]:
@@ -141,6 +160,23 @@ class Rescore(Restore):
 
     kind: ClassVar[str] = "rescore"
     reads: tuple[str, ...] = field(kw_only=True)
+
+    @property
+    def asks_attention(self) -> bool:
+        """Whether it reads of the attention, and not only what went into the block."""
+        return any(name in ATTENTION for name in self.reads)
+
+
+@dataclass(frozen=True)
+class Downsample(Step):
+    """Fewer and wider tokens, between two stages.
+
+    Attributes:
+        stage: the one that begins.
+    """
+
+    kind: ClassVar[str] = "downsample"
+    stage: int = field(kw_only=True)
 
 
 class Norm(Step):
@@ -227,9 +263,9 @@ def compile_program(
     Raises:
         ValueError: a route that cannot run, in one line that names the key, e.g. `routes.1.start`.
     """
-    layout = spec.layout(image_size)
-    spans = resolve(routes, spec.depth, layout)
-    writer = _Writer(spec.depth, spans, layout, tuple(probes))
+    stages = spec.stages(image_size)
+    spans = resolve(routes, stages[spec.routed_stage])
+    writer = _Writer(stages, spec.routed_stage, spans, tuple(probes))
     steps = tuple(writer.write())
     return Program(name, steps, writer.noise, image_size or spec.image_size)
 
@@ -237,18 +273,28 @@ def compile_program(
 class _Writer:
     """Writes the steps of a program one after another."""
 
-    def __init__(self, depth: int, spans: tuple[Span, ...], layout: Layout, probes: tuple[Probe, ...]):
-        self.depth, self.spans, self.layout, self.probes = depth, spans, layout, probes
-        self.noise = 2 * depth  # columns 2 i and 2 i + 1 are for the drop path of block i
+    def __init__(self, stages: tuple[Stage, ...], routed: int, spans: tuple[Span, ...], probes: tuple[Probe, ...]):
+        self.stages, self.routed, self.probes = stages, routed, probes
+        self.layout, self.first = stages[0].layout, sum(stage.depth for stage in stages[:routed])
+        self.spans = tuple(replace(span, start=self.first + span.start, end=self.first + span.end) for span in spans)
+        # columns 2 i and 2 i + 1 are for the drop path of block i
+        self.noise = 2 * sum(stage.depth for stage in stages)
 
     def write(self) -> Iterator[Step]:
-        at, image = 0, Layout(0, self.layout.patches, 0)
-        yield Embed(image, self.layout)
-        for r, span in enumerate(self.spans):
-            yield from self.blocks(at, span.start)
-            yield from self.route(r, span)
-            at = span.end
-        yield from self.blocks(at, self.depth)
+        at = 0
+        yield Embed(Layout(0, self.layout.patches, 0), self.layout)
+        for s, stage in enumerate(self.stages):
+            end = at + stage.depth
+            if s > 0:
+                yield Downsample(self.layout, stage.layout, at, stage=s)
+                self.layout = stage.layout
+            if s == self.routed:
+                for r, span in enumerate(self.spans):
+                    yield from self.blocks(at, span.start)
+                    yield from self.route(r, span)
+                    at = span.end
+            yield from self.blocks(at, end)
+            at = end
         yield Norm(self.layout, self.layout)
         yield Head(self.layout, Layout(1, 0, 0))
 
@@ -279,22 +325,22 @@ class _Writer:
         if span.at == "mlp":
             yield from self.attend(span.start)
         yield self.score(r, span.scorer, span.kept, span.knobs, f"routes.{r}.ranking")
-        inner = Layout(outer.prefix, span.kept, outer.suffix + carrier.adds)
-        yield Select(outer, inner, route=r, carrier=carrier)
+        inner = Layout(outer.prefix, span.kept, outer.suffix + carrier.adds, outer.places)
+        cells = self.stages[self.routed].cells or Cells((outer.patches,))
+        yield Select(outer, inner, route=r, carrier=carrier, cells=cells, counts=span.counts)
         self.layout = inner
         if span.at == "mlp":
             yield self.feed(span.start)
         yield from self.blocks(span.first_block, span.end)
         if carrier.returns:
             if self.scored_at_once(r + 1, span):
-                reads = Scorer.named(self.spans[r + 1].scorer).reads
+                reads = Scorer.named(self.spans[r + 1].scorer).reads_block
                 yield Rescore(inner, outer, span.end - 1, r, carrier=carrier, reads=reads)
             yield Restore(inner, outer, route=r, carrier=carrier)
             self.layout = outer
 
     def scored_at_once(self, r: int, span: Span) -> bool:
-        """Whether route r begins where a span ends, and its scorer reads the attention of a block that not all tokens
-        saw."""
+        """Whether route r begins where a span ends, and its scorer reads of a block that not all tokens saw."""
         follows = r < len(self.spans) and self.spans[r].start == span.end and self.spans[r].reads_before
         return follows and span.first_block < span.end
 

@@ -6,9 +6,13 @@
 It takes
 
     step: the route's `program.Score`: `step.before.patches` tokens to rank, `step.kept` of them stay, `step.knobs`;
-    signals: what it `reads` of the attention before (with `at: mlp`: of the block itself), by name:
+    signals: what it `reads` of the block before (with `at: mlp`: of the block itself), by name:
         `cls_row` float32 (B, heads, patches), each head's attention of [CLS] to the patches;
-        `q`, `k`, `v` (B, heads, patches, d), of the patches;
+        `received` float32 (B, patches), the attention that each patch receives of those that see it, mean over these
+            and over heads;
+        `q`, `k`, `v` (B, heads, patches, d), of the patches, where every patch has its own (a ViT);
+        `entered` float32 (B, patches, D), the patch tokens that went into the block;
+        `tokens` float32 (B, patches, D), those that come to the route, which there are before block 0 too;
     noise: its own columns of the step's random numbers, float32 (B, columns), uniform in [0, 1);
     training: whether the network trains.
 
@@ -33,7 +37,8 @@ from skipvit.util.lazy import ms, ops
 from skipvit.util.text import nearest
 
 LEAST = 1e-30  # attention and noise are kept above this where their logarithm is taken
-SIGNALS = ("cls_row", "q", "k", "v")
+SIGNALS = ("cls_row", "received", "q", "k", "v", "entered", "tokens")
+ATTENTION = ("cls_row", "received", "q", "k", "v")  # of which an attention is asked
 
 
 class Knob(NamedTuple):
@@ -50,11 +55,11 @@ class Scorer:
 
     Attributes:
         score: the function.
-        reads: the signals that it takes, of `SIGNALS`; with any there must be attention before the route.
+        reads: the signals that it takes, of `SIGNALS`; with any but `tokens` there must be a block before the route.
         noise: columns of random numbers that it reads for each patch, and for each image.
         knobs: its own parameters by name.
-        macs: multiply-accumulates of its own for an image, of how many patches it ranks and their width; the [CLS]
-            row, if it reads that, is counted besides.
+        macs: multiply-accumulates of its own for an image, of how many patches it ranks and their width; what it
+            reads is counted besides.
         onnx: the same outside training as nodes of a graph, see `weights.onnx.Graph`: a function of graph, step,
             signals (names of nodes' results) and noise (float32 (columns,), for every image the same) that returns
             ranking and weights, names or arrays (patches,); None: it cannot be exported to ONNX.
@@ -74,13 +79,17 @@ class Scorer:
             raise ValueError(f"{name!r} is not one of {', '.join(SCORERS)}" + nearest(name, SCORERS))
         return SCORERS[name]
 
+    @property
+    def reads_block(self) -> tuple[str, ...]:
+        """What it reads of the block before."""
+        return tuple(name for name in self.reads if name != "tokens")
+
     def noise_columns(self, patches: int) -> int:
         return self.noise[0] * patches + self.noise[1]
 
-    def products(self, layout: Any, width: int) -> int:
-        """Multiply-accumulates for an image."""
-        row = layout.length * width if "cls_row" in self.reads else 0
-        return row + (self.macs(layout.patches, width) if self.macs else 0)
+    def products(self, patches: int, width: int) -> int:
+        """Multiply-accumulates of its own for an image."""
+        return self.macs(patches, width) if self.macs else 0
 
     def settings(self, given: Mapping[str, float]) -> dict[str, float]:
         """Its parameters, as given or as they are if they are not."""
@@ -134,6 +143,20 @@ def cls_row(signals: Mapping[str, Any], layout: Any) -> Any:
     return ops.Slice()(row, (0, 0, layout.prefix), (batch, heads, layout.patches))
 
 
+def received(signals: Mapping[str, Any]) -> Any:
+    """What tokens attend to among themselves, softmax(q k^T / sqrt(d)): mean over queries and heads.
+
+    Args:
+        signals: `q` and `k`, (B, heads, N, d).
+
+    Returns:
+        float32 (B, N), rows sum to 1.
+    """
+    q, k = signals["q"], signals["k"]
+    logits = ops.BatchMatMul(transpose_b=True)(q * (q.shape[3] ** -0.5), k)
+    return ops.ReduceMean()(ops.Softmax(-1)(ops.Cast()(logits, ms.float32)), (1, 2))
+
+
 def of_patches(signal: Any, layout: Any) -> Any:
     """The patches' part of q, k or v: (B, heads, tokens, d) -> (B, heads, patches, d)."""
     batch, heads, _, width = signal.shape
@@ -171,26 +194,38 @@ def cls_attention_value(step: Any, signals: Any, noise: Any, training: bool) -> 
 
 
 def _attention_received_onnx(graph: Any, step: Any, signals: Mapping[str, str], noise: np.ndarray) -> tuple[Any, Any]:
-    width = graph.op("Cast", graph.op("Shape", signals["q"], start=3), to=1)  # of a head, float32
-    scaled = graph.op("Div", signals["q"], graph.op("Sqrt", width))
-    logits = graph.op("MatMul", scaled, graph.op("Transpose", signals["k"], perm=[0, 1, 3, 2]))
-    weights = graph.op("ReduceMean", graph.op("Softmax", logits, axis=-1), axes=[1, 2], keepdims=0)
-    return weights, weights
+    return signals["received"], signals["received"]
 
 
-@register_scorer(
-    "attention_received",
-    reads=("q", "k"),
-    macs=lambda patches, width: patches**2 * width,
-    onnx=_attention_received_onnx,
-)
+@register_scorer("attention_received", reads=("received",), onnx=_attention_received_onnx)
 def attention_received(step: Any, signals: Any, noise: Any, training: bool) -> Any:
-    """What the patches attend to among themselves: mean over queries and heads. It needs no [CLS]."""
-    q, k = signals["q"], signals["k"]
-    logits = ops.BatchMatMul(transpose_b=True)(q * (q.shape[3] ** -0.5), k)
-    rows = ops.Softmax(-1)(ops.Cast()(logits, ms.float32))
-    weights = ops.ReduceMean()(rows, (1, 2))
-    return weights, weights
+    """What the patches attend to among themselves. It needs no [CLS]."""
+    return signals["received"], signals["received"]
+
+
+def _magnitude_onnx(graph: Any, step: Any, signals: Mapping[str, str], noise: np.ndarray) -> tuple[Any, Any]:
+    size = graph.op("ReduceMean", graph.op("Abs", signals["tokens"]), axes=[-1], keepdims=0)
+    return size, size
+
+
+@register_scorer("magnitude", reads=("tokens",), onnx=_magnitude_onnx)
+def magnitude(step: Any, signals: Any, noise: Any, training: bool) -> Any:
+    """Mean absolute value over channels (SparseViT, arXiv 2303.17605). It needs neither [CLS] nor a block before."""
+    size = ops.ReduceMean()(ops.Abs()(signals["tokens"]), -1)
+    return size, size
+
+
+def _change_onnx(graph: Any, step: Any, signals: Mapping[str, str], noise: np.ndarray) -> tuple[Any, Any]:
+    change = graph.op("ReduceL2", graph.op("Sub", signals["tokens"], signals["entered"]), axes=[-1], keepdims=0)
+    return change, change
+
+
+@register_scorer("change", reads=("tokens", "entered"), onnx=_change_onnx)
+def change(step: Any, signals: Any, noise: Any, training: bool) -> Any:
+    """How far the block before moved each token, Euclidean norm (Representation Shift, ICCV 2025)."""
+    moved = signals["tokens"] - signals["entered"]
+    length = ops.Sqrt()(ops.ReduceSum()(moved * moved, -1))
+    return length, length
 
 
 def _inverse_cls_attention_onnx(

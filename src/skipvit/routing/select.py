@@ -13,6 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from skipvit.routing.layout import Cells
 from skipvit.routing.program import Select
 
 Formulation = Literal["gather", "matmul"]
@@ -35,29 +36,68 @@ class Leading(nn.Cell):
         return (ops.Pad(((0, 0), (0, x.shape[1] - self.count), (0, 0)))(dout),)
 
 
+def compared(ranking: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a ranking (B, N), at [i, j] whether j's is larger than i's, and whether they are equal: float32 0/1 (B, N, N).
+
+    N^2 comparisons an image on the vector unit: light at 196 tokens, heavy at 1024.
+    """
+    batch, count = ranking.shape
+    mine = ops.Reshape()(ranking, (batch, count, 1))
+    other = ops.Reshape()(ranking, (batch, 1, count))
+    larger = ops.Cast()(ops.Greater()(other, mine), ms.float32)
+    return larger, ops.Cast()(ops.Equal()(other, mine), ms.float32)
+
+
 class Selector(nn.Cell):
     """What both formulations have in common.
 
     Attributes:
         before: layout of the sequence that the route selects from.
-        kept: patches that stay; length: tokens that stay, those in front and behind included, without what a carrier
-            adds.
+        kept: patches that stay; counts: of each cell.
+        length: tokens that stay, those in front and behind included, without what a carrier adds.
     """
 
     def __init__(self, step: Select):
         super().__init__(auto_prefix=False)
-        self.before, self.kept = step.before, step.after.patches
+        self.before, self.kept, self.counts = step.before, step.after.patches, step.counts
+        self.in_cells = len(step.counts) > 1 or step.cells.unit > 1
+        if self.in_cells:
+            self.rank_in_cells(step.cells, step.counts)
         self.length = step.before.prefix + self.kept + step.before.suffix
         self.without_added = Leading(self.length)
 
+    def rank_in_cells(self, cells: Cells, counts: tuple[int, ...]) -> None:
+        """Prepare to compare units of patches within their cells."""
+        self.unit, sizes = cells.unit, [count // cells.unit for count in cells.groups]
+        cell = np.repeat(np.arange(len(sizes)), sizes)
+        alike = (cell[:, None] == cell[None]).astype(np.float32)
+        self.alike = Tensor(alike[None])
+        self.first = Tensor((alike * np.tri(len(cell), k=-1))[None].astype(np.float32))
+        self.places = Tensor(np.repeat(np.array(counts, np.float32) / cells.unit, sizes)[None])
+
+    def best_in_cells(self, ranking: Tensor) -> Tensor:
+        """Of each cell the units with the largest mean, ties to the earlier: float32 0/1 (B, patches)."""
+        batch, patches = ranking.shape
+        count = patches // self.unit
+        if self.unit > 1:
+            ranking = ops.ReduceMean()(ops.Reshape()(ranking, (batch, count, self.unit)), 2)
+        larger, equal = compared(ranking)
+        rank = ops.ReduceSum()(larger * self.alike + equal * self.first, 2)
+        best = ops.Cast()(ops.Less()(rank, self.places), ms.float32)
+        if self.unit == 1:
+            return best
+        together = ops.BroadcastTo((batch, count, self.unit))(ops.Reshape()(best, (batch, count, 1)))
+        return ops.Reshape()(together, (batch, patches))
+
     def mask(self, ranking: Tensor) -> Tensor:
-        """The `kept` largest of each row, ties to the earlier position: float32 0/1 (B, sequence), 1 in front and
-        behind.
+        """The `kept` largest of each row, or as many of each cell as stay there, ties to the earlier position: float32
+        0/1 (B, sequence), 1 in front and behind.
 
         Args:
             ranking: float32 (B, patches).
         """
-        parts, batch = (self.best(ranking),), ranking.shape[0]
+        best, batch = self.best_in_cells(ranking) if self.in_cells else self.best(ranking), ranking.shape[0]
+        parts = (best,)
         if self.before.prefix:
             parts = (ops.Ones()((batch, self.before.prefix), ms.float32),) + parts
         if self.before.suffix:
@@ -126,12 +166,7 @@ class MatmulSelector(Selector):
 
     def best(self, ranking: Tensor) -> Tensor:
         # rank_i = how many tokens beat token i: a larger score, or an equal score at an earlier position.
-        # Batch x tokens^2 comparisons on the vector unit: light at 196 tokens, heavy at 1024.
-        batch, patches = ranking.shape
-        mine = ops.Reshape()(ranking, (batch, patches, 1))
-        other = ops.Reshape()(ranking, (batch, 1, patches))
-        larger = ops.Cast()(ops.Greater()(other, mine), ms.float32)
-        equal = ops.Cast()(ops.Equal()(other, mine), ms.float32)
+        larger, equal = compared(ranking)
         rank = ops.ReduceSum()(larger + equal * self.earlier, 2)
         return ops.Cast()(ops.Less()(rank, float(self.kept)), ms.float32)
 

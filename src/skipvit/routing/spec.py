@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-from skipvit.routing.layout import Layout
+from skipvit.routing.layout import Stage
 from skipvit.routing.scorers import SCORERS, Scorer
 from skipvit.util.text import nearest
 
@@ -115,18 +115,24 @@ class Span:
 
     Attributes:
         start, end: the blocks [start, end) that run on the kept tokens; of block `start` only the MLP if `at` is `mlp`.
-        kept: patch tokens that run through the span: round(keep_ratio * patches), at least 1.
+        counts: of each of the stage's cells the patch tokens that run through the span (`layout.Cells.kept`); of a ViT,
+            which is one cell, round(keep_ratio * patches), at least 1.
         knobs: the scorer's own parameters, as far as they are given.
     """
 
     start: int
     end: int
-    kept: int
+    counts: tuple[int, ...]
     scorer: str
     restore: bool
     fuse: bool
     at: str
     knobs: dict[str, Any]
+
+    @property
+    def kept(self) -> int:
+        """Patch tokens that run through the span."""
+        return sum(self.counts)
 
     @property
     def first_block(self) -> int:
@@ -135,22 +141,22 @@ class Span:
 
     @property
     def reads_before(self) -> bool:
-        """Whether the scorer reads the attention of block start - 1."""
-        return bool(SCORERS[self.scorer].reads) and self.at == "block"
+        """Whether the scorer reads what block start - 1 did."""
+        return bool(SCORERS[self.scorer].reads_block) and self.at == "block"
 
 
-def resolve(routes: Iterable[Route], depth: int, layout: Layout) -> tuple[Span, ...]:
-    """Check a list of routes against a network of `depth` blocks and the tokens that enter it, and resolve it.
+def resolve(routes: Iterable[Route], stage: Stage) -> tuple[Span, ...]:
+    """Check a list of routes against the stage that they are in, and resolve it; blocks count from the stage's first.
 
     Raises:
         ValueError: a route that cannot run; one line that names the key, e.g. `routes.1.start`, and what is allowed.
     """
     spans: list[Span] = []
-    patches, free_from = layout.patches, 0
+    patches, free_from = stage.layout.patches, 0
     for i, route in enumerate(routes):
-        for span in _spans_of(route, f"routes.{i}", depth, free_from):
-            span = replace(span, kept=max(1, round(route.keep_ratio * patches)))
-            _check_span(span, f"routes.{i}", route, patches, layout)
+        for span in _spans_of(route, f"routes.{i}", stage, free_from):
+            span = replace(span, counts=stage.kept(route.keep_ratio, patches))
+            _check_span(span, f"routes.{i}", route, patches, stage)
             _refuse_blind(span, spans, i)
             spans.append(span)
             free_from = span.end
@@ -158,28 +164,35 @@ def resolve(routes: Iterable[Route], depth: int, layout: Layout) -> tuple[Span, 
     return tuple(spans)
 
 
-def _spans_of(route: Route, key: str, depth: int, free_from: int) -> list[Span]:
+def _spans_of(route: Route, key: str, stage: Stage, free_from: int) -> list[Span]:
     """The route's borders as block numbers; the number of kept tokens is still open."""
-    start = _block(route.start, depth, f"{key}.start", 0, depth - 1)
-    end, restore = depth, False
+    start = _block(route.start, stage, f"{key}.start", 0, stage.depth - 1)
+    end, restore = stage.depth, False
     if route.end is not None:
-        end, restore = _block(route.end, depth, f"{key}.end", start + 1, depth), route.restore
-    if restore and end == depth:
+        end, restore = _block(route.end, stage, f"{key}.end", start + 1, stage.depth), route.restore
+    if restore and end == stage.depth and not stage.keeps_grid:
         raise ValueError(
-            f"{key}.end: a token restored after the last block influences nothing; use an end of at most {depth - 1}, "
-            f"or restore: false"
+            f"{key}.end: a token restored after the last block influences nothing; use an end of at most "
+            f"{stage.depth - 1}, or restore: false"
+        )
+    if stage.keeps_grid and not restore:
+        wrong = "restore: false" if route.end is not None else "end: null"
+        raise ValueError(
+            f"{key}: with {wrong} tokens do not return, and this network needs the whole grid after {stage.name}; "
+            f"set end to at most {stage.depth}, and restore: true"
         )
     if start < free_from:
         raise ValueError(f"{key}.start: block {start} overlaps the route before it; start at {free_from} or later")
     borders = range(start, end + 1) if route.each else (start, end)
     return [
-        Span(first, last, 0, route.scorer, restore, route.fuse, route.at, route.knobs)
+        Span(first, last, (), route.scorer, restore, route.fuse, route.at, route.knobs)
         for first, last in zip(borders, borders[1:])
     ]
 
 
-def _block(border: int | str, depth: int, key: str, lowest: int, highest: int) -> int:
+def _block(border: int | str, stage: Stage, key: str, lowest: int, highest: int) -> int:
     """Raises ValueError if there is no such block."""
+    depth = stage.depth
     if isinstance(border, str):
         share = Fraction(border) * depth
         block = int(share + Fraction(1, 2))
@@ -190,27 +203,29 @@ def _block(border: int | str, depth: int, key: str, lowest: int, highest: int) -
         return block
     said = f"block {border}" if block == border else f"block {border} (of {depth}: {block})"
     if key.endswith("start"):
-        raise ValueError(f"{key}: {said} does not exist; the model has blocks 0 to {highest}")
+        raise ValueError(f"{key}: {said} does not exist; {stage.name} has blocks 0 to {highest}")
     raise ValueError(f"{key}: {said.removeprefix('block ')} is outside {lowest} to {highest} (start + 1 to the depth)")
 
 
-def _check_span(span: Span, key: str, route: Route, patches: int, layout: Layout) -> None:
+def _check_span(span: Span, key: str, route: Route, patches: int, stage: Stage) -> None:
     scorer = Scorer.named(span.scorer)
+    if span.fuse and stage.keeps_grid:
+        raise ValueError(f"{key}.fuse: the tokens of {stage.name} have places, and there is none for a fused one")
     if span.fuse and span.kept == patches:
         raise ValueError(
             f"{key}.fuse: keep_ratio {route.keep_ratio} keeps all {patches} tokens, so there is nothing to fuse; "
             f"set fuse: false or a lower keep_ratio"
         )
-    if span.start == 0 and scorer.reads and span.at == "block":
+    if span.start == 0 and span.reads_before:
         raise ValueError(
-            f"{key}.scorer: {span.scorer} reads the attention of block start - 1 and block 0 has none before it; "
+            f"{key}.scorer: {span.scorer} reads what block start - 1 did and block 0 has none before it; "
             f"start at 1 or later, use at: mlp, or random or grid"
         )
-    if "cls_row" in scorer.reads and not layout.prefix:
-        blind = ", ".join(name for name, other in SCORERS.items() if "cls_row" not in other.reads)
-        raise ValueError(
-            f"{key}.scorer: {span.scorer} reads the attention of [CLS], which this network has none of; use {blind}"
-        )
+    missing = [name for name in scorer.reads if name not in stage.signals]
+    if missing:
+        what = "the attention of [CLS]" if missing[0] == "cls_row" else f"the {missing[0]} of every patch"
+        able = ", ".join(name for name, other in SCORERS.items() if set(other.reads) <= set(stage.signals))
+        raise ValueError(f"{key}.scorer: {span.scorer} reads {what}, which this network has none of; use {able}")
 
 
 def _refuse_blind(span: Span, spans: list[Span], i: int) -> None:
