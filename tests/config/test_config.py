@@ -269,7 +269,7 @@ REFUSED = [
     (with_key("routes", [{"start": 1, "end": 4}, {"start": 3, "end": 5}]), "routes.1.start: block 3 overlaps"),
     (with_key("routes", [{"end": 4}]), "routes.0.start is missing"),
     (with_key("routes", "cls"), "routes: "),
-    (with_key("model.depth", 10**9), "model.depth: input should be less than or equal to 1000, got 1000000000"),
+    (with_key("model.depth", 10**9), "model.depth: input should be a whole number from 1 to 1000, or a list"),
     (with_key("model.image_size", 2**31), "model.image_size: input should be less than or equal to 10000"),
     (with_key("phases.0.image_size", 2**31), "phases.0.image_size: input should be less than or equal to 10000"),
     (with_key("model.num_classes", 10**15), "model.num_classes: input should be less than or equal to 10000000"),

@@ -50,7 +50,7 @@ class PVT:
 
     def tokens(self, stage, x, grid):
         """Of the image or the stage before; and the new grid."""
-        name = "downsample.%d" % (stage - 1) if stage else "patch_embed"
+        name = f"downsample.{stage - 1}" if stage else "patch_embed"
         stride, x = (2 if stage else self.spec.patch), x.reshape(grid, grid, -1)
         if self.spec.version == 2:
             kernel, bias = self.params[f"{name}.proj.weight"], self.params[f"{name}.proj.bias"]

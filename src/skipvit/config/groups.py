@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -18,6 +19,24 @@ MOST_ACCUMULATION = 1024
 LARGEST_IMAGE = 10_000  # side, pixels. Like the other limits of sizes: what is larger is a slip, and nothing would end
 
 
+MOST_STAGES = 16
+
+
+def _numbers(value: Any, most: int = 100_000) -> Any:
+    """A whole number, or a list of them."""
+    each = value if isinstance(value, list | tuple) else [value]
+    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in each)
+    if not whole or not 0 < len(each) <= MOST_STAGES or not all(0 < number <= most for number in each):
+        raise PydanticCustomError(
+            "numbers", f"input should be a whole number from 1 to {most}, or a list of them, one a stage"
+        )
+    return list(each) if len(each) > 1 else each[0]  # a command line makes a list of one number, too
+
+
+Numbers = Annotated[int | list[int], BeforeValidator(_numbers)]
+Depths = Annotated[int | list[int], BeforeValidator(partial(_numbers, most=1000))]
+
+
 class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -27,12 +46,18 @@ class ModelConfig(Group):
 
     name: str = "vit_small_patch16_224"
     """of the model, as in timm, e.g. vit_tiny_patch16_224, vit_base_patch16_384 (`skipvit.list_models()`)"""
-    width: int | None = Field(default=None, gt=0, le=100_000)
-    """token width, if not the model's own"""
-    depth: int | None = Field(default=None, gt=0, le=1000)
-    """number of blocks, if not the model's own"""
-    heads: int | None = Field(default=None, gt=0, le=100_000)
-    """attention heads, if not the model's own"""
+    width: Numbers | None = None
+    """token width, if not the model's own; of a PVT a list, one a stage; of a Swin the first stage's"""
+    depth: Depths | None = None
+    """number of blocks, if not the model's own; of a network of stages a list, e.g. [2, 2, 6, 2]"""
+    heads: Numbers | None = None
+    """attention heads, if not the model's own; of a network of stages a list"""
+    window: int | None = Field(default=None, gt=0, le=LARGEST_IMAGE)
+    """side of a Swin's windows, tokens, if not the model's own"""
+    reduction: Numbers | None = None
+    """side of the squares of a PVT's tokens that become one key, a list, if not the model's own"""
+    mlp_ratio: Numbers | None = None
+    """how many times wider a PVT's MLP is inside, a list, if not the model's own"""
     patch: int | None = Field(default=None, gt=0, le=LARGEST_IMAGE)
     """side of a patch, pixels, if not the model's own; divides image_size"""
     image_size: int | None = Field(default=None, gt=0, le=LARGEST_IMAGE)

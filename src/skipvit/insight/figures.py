@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,13 +69,13 @@ def kept_figure(
         kept: for each route, int (n, k); the first routes are drawn.
         captions: a title for each image; below: a text for each, too.
         grid: patches a side.
-        attention: float (n, grid * grid), or None.
+        attention: float (n, patches), of a square grid that may be another, or None.
     """
     views = []
     for i, image in enumerate(images):
         views.append([image, *(dim_bypassed(image, of_route[i], grid) for of_route in kept[:MOST_ROUTES])])
         if attention is not None:
-            views[i].append(attention_heat(image, attention[i], grid))
+            views[i].append(attention_heat(image, attention[i], math.isqrt(attention.shape[1])))
     width = len(views[0])
     columns = min(4, len(views)) if width < 4 else min(2, len(views))
     rows = -(-len(views) // columns)

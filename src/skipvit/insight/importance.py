@@ -20,6 +20,7 @@ from skipvit.data.sources.shapes import generate
 from skipvit.insight.importance_figures import figure_of_kept, figure_of_measures
 from skipvit.insight.rankings import measure
 from skipvit.models.layers import PIXEL_MEAN
+from skipvit.routing.program import routed_stage
 from skipvit.routing.scorers import SCORERS
 from skipvit.runs.run import Run, trained_of
 from skipvit.runs.trained import Trained
@@ -74,10 +75,15 @@ def importance(
     if size != config.model.side:
         why = f"takes images of {size} pixels, scorers are read at {config.model.side}"
         raise UsageError(f"forward {trained.forward} {why}; name another forward")
-    names = [config.routes[0].scorer, *USUAL] if scorers is None else list(scorers)
+    signals = routed_stage(config.model.spec()).signals
+    usual = [name for name in USUAL if set(SCORERS[name].reads) <= set(signals)]
+    names = [config.routes[0].scorer, *usual] if scorers is None else list(scorers)
     for name in names:
         if name not in SCORERS:
             raise UsageError(f"scorers: {name!r} is not one of {', '.join(SCORERS)}{nearest(name, SCORERS)}")
+        missing = [signal for signal in SCORERS[name].reads if signal not in signals]
+        if missing:
+            raise UsageError(f"scorers: {name} reads {missing[0]}, which {config.model.name} does not give")
     shown = images_of(trained, images, Path(masks) if masks else None)
     folder = Path(out)
     make_folder(folder, "folder", "--out")

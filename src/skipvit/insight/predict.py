@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from skipvit.data.broken import Bad
 from skipvit.data.open import prepared
 from skipvit.data.sources.files import Files, find_images
 from skipvit.insight.figures import kept_figure
-from skipvit.routing.program import Program, Step, kept_positions
+from skipvit.routing.program import Program, Step, kept_positions, routed_stage, row_major
 from skipvit.runs.run import Run, trained_of
 from skipvit.runs.trained import Trained
 from skipvit.util.errors import RunError, UsageError
@@ -102,7 +103,8 @@ def sheet(trained: Trained, found: list[Prediction]) -> Figure:
     looked_at = attention_of_cls(program)
     names = [*slots, *([looked_at.name] if looked_at else [])]
     seen = trained.walk(names).by_name(images) if names else {}
-    kept = [kept_positions(seen[name], step.after) for name, step in zip(slots, program.selections)]
+    stage = routed_stage(trained.config.model.spec(), program.image_size)
+    kept = [kept_positions(row_major(seen[name], stage), step.after) for name, step in zip(slots, program.selections)]
     views, attention = ["image"], None
     if kept:
         views.append("kept patches (bypassed ones dimmed)")
@@ -112,7 +114,7 @@ def sheet(trained: Trained, found: list[Prediction]) -> Figure:
     captions = [_short(Path(prediction.path).name, 34) for prediction in found]
     names = [_short(name, 24) for name in trained.classes]
     answers = ["\n".join(f"{names[c]} {100 * p:.1f} %" for c, p in prediction.top[:2]) for prediction in found]
-    grid = trained.config.model.spec().grid(program.image_size)
+    grid = math.isqrt(stage.layout.patches)
     return kept_figure(images, kept, captions, grid, attention, answers, ", ".join(views))
 
 

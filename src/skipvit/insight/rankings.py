@@ -13,7 +13,7 @@ from tqdm import tqdm
 from skipvit.engine import checkpoint
 from skipvit.insight import measures
 from skipvit.routing.forward import Forward
-from skipvit.routing.program import Probe, kept_positions, routed_stage
+from skipvit.routing.program import Probe, first_routed_block, kept_positions, routed_stage, row_major
 from skipvit.routing.spec import resolve
 from skipvit.runs.trained import Trained
 from skipvit.util.log import log
@@ -48,12 +48,12 @@ class Ranker:
 
     def __init__(self, trained: Trained, scorers: list[str], site: int, kept: int, batch: int):
         config, self.site = trained.config, site
+        self.stage, first = routed_stage(config.model.spec()), first_routed_block(config.model.spec())
         own = {route.scorer: route.knobs for route in config.routes[:1]}
-        probes = [Probe(scorer, site, kept, own.get(scorer, {})) for scorer in scorers]
+        probes = [Probe(scorer, first + site, kept, own.get(scorer, {})) for scorer in scorers]
         made = set(config.program("dense", probes).makes)
         self.names = {f"probes.{scorer}": scorer for scorer in scorers}
-        depth = config.model.spec().depth
-        self.names |= {f"blocks.{b}.cls_attention": f"block {b}" for b in range(depth)}
+        self.names |= {f"blocks.{first + b}.cls_attention": f"block {b}" for b in range(self.stage.depth)}
         self.names = {name: title for name, title in self.names.items() if name in made}  # there may be no [CLS]
         self.looks = Looks(trained.walk(self.names, "dense", probes), batch)
         routed = trained.forward if config.program(trained.forward).selections else "routed"
@@ -65,12 +65,13 @@ class Ranker:
     def __call__(self, images: np.ndarray) -> Values:
         """Of each scorer, of each block and of the mean over those up to the one that the route reads; and where there
         are several routes, 1 for what each keeps, `route 0`, ..."""
-        values = {self.names[name]: found for name, found in self.looks(images).items()}
+        values = {self.names[name]: row_major(found, self.stage) for name, found in self.looks(images).items()}
         if self.site > 0 and f"block {self.site}" in values:
             until = np.mean([values[f"block {block}"] for block in range(self.site + 1)], 0)
             values[f"blocks 0 to {self.site}"] = until
         if len(self.selections) > 1:
             for step, slots in zip(self.selections, self.kept(images).values()):
+                slots = row_major(slots, self.stage)
                 values[f"route {step.route}"] = np.zeros(slots.shape)
                 np.put_along_axis(values[f"route {step.route}"], kept_positions(slots, step.after), 1.0, axis=1)
         return values
@@ -92,9 +93,10 @@ def measure(trained: Trained, scorers: list[str], shown: Any, earlier: list[Path
     rank = Ranker(trained, scorers, site, span.kept, batch)
     values = [*_of_earlier(trained, rank, shown.images, earlier), rank(shown.images)]
     flipped = rank(np.ascontiguousarray(shown.images[:, :, ::-1]))
-    moved = rank(measures.moved_right(shown.images, spec.patch))
+    patches = stage.layout.patches
+    moved = rank(measures.moved_right(shown.images, shown.images.shape[1] // math.isqrt(patches)))
     logits = Looks(trained.walk(), batch)
-    rows, last, patches = {}, values[-1].get(f"block {spec.depth - 1}"), spec.layout().patches
+    rows, last = {}, values[-1].get(f"block {stage.depth - 1}")
     objects = None if shown.masks is None else measures.on_object(shown.masks, math.isqrt(patches))
     for name, found in tqdm(values[-1].items(), "measures", leave=False, disable=None):
         is_route = name.startswith("route ")

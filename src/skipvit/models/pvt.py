@@ -335,11 +335,17 @@ def into_cells(grid: int, cell: int) -> tuple[Tensor, Tensor]:
 @ops.constexpr
 def into_quarters(grid: int, before: int, after: int) -> tuple[Tensor, Tensor]:
     """From a stage's order to 2 x 2 tokens after another, by rows, in the order of the next stage; and back."""
+    return _both_ways(quarters(grid, before, after))
+
+
+def quarters(grid: int, before: int, after: int) -> np.ndarray:
+    """Which token of a stage with cells of `before` comes next if each 2 x 2 are together, in the order of the next
+    stage, `grid` tokens a side in cells of `after`: int (4 grid^2,)."""
     stored = np.argsort(cell_order(2 * grid, before))  # where each row-major token is
     order = cell_order(grid, after)
     y, x = order // grid * 2, order % grid * 2
     corners = [(y + dy) * 2 * grid + x + dx for dy in (0, 1) for dx in (0, 1)]
-    return _both_ways(stored[np.stack(corners, 1).ravel()])
+    return stored[np.stack(corners, 1).ravel()]
 
 
 def _both_ways(index: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -159,10 +159,58 @@ class PVTSpec(StagedSpec):
         """Arrays in our layout in timm's."""
         return pvt_timm.to_timm(params, self)
 
+    timm_head = ("head.weight", "head.bias")
+
+    @property
+    def published(self) -> str:
+        """Which weights of others this is."""
+        return "the original's pvt_*" if self.version == 1 else "a timm pvt_v2_*"
+
+    def elsewhere(self) -> tuple[str, ...]:
+        """Lines of Python that make this network of timm's class, of version 1 of the original's."""
+        names = {
+            "depths": self.depths,
+            "embed_dims": self.widths,
+            "num_heads": self.heads,
+            "sr_ratios": self.reductions,
+            "mlp_ratios": self.mlp_ratios,
+        }
+        given = ", ".join(f"{name}={value}" for name, value in names.items())
+        if self.version == 1:
+            lines = (
+                "from pvt import PyramidVisionTransformer  # github.com/whai362/PVT, classification/pvt.py",
+                f"network = PyramidVisionTransformer(img_size={self.image_size}, patch_size={self.patch}, "
+                f"num_classes={self.num_classes}, qkv_bias=True, {given})",
+            )
+        else:
+            lines = (
+                "from timm.models.pvt_v2 import PyramidVisionTransformerV2",
+                f"network = PyramidVisionTransformerV2(num_classes={self.num_classes}, linear={self.linear}, {given})",
+            )
+        return lines if self.gelu == "erf" else (*lines, "# It has the erf GELU, these weights the tanh one.")
+
+    def positions(self) -> dict[str, int]:
+        """Weights that belong to places of a square grid, and how many of their rows in front do not."""
+        if self.version == 2:
+            return {}
+        names = ["patch_embed", *(f"downsample.{s}" for s in range(self.last))]
+        return {f"{name}.pos_embed": self.prefix(s) for s, name in enumerate(names)}
+
+    def described(self) -> str:
+        """Its numbers, for people."""
+        depths, widths = (", ".join(map(str, numbers)) for numbers in (self.depths, self.widths))
+        return f"depths {depths}, widths {widths}, patch {self.patch}, image {self.image_size}"
+
     def like(self, shapes: Mapping[str, tuple[int, ...]]) -> PVTSpec:
         """The same of another size, as far as shapes of weights, in either layout, tell it; of heads and images they do
         not: as here."""
-        return replace(self, **pvt_timm.numbers_of(shapes, self))
+        found = pvt_timm.numbers_of(shapes, self)
+        try:
+            return replace(self, **found)
+        except ValueError:  # images that its stages cannot cut
+            reductions = found.get("reductions", self.reductions)
+            size = found.get("patch", self.patch) * 2 ** (len(reductions) - 1) * max(reductions)
+            return replace(self, **found | {"image_size": size})
 
     def decays(self, name: str, ndim: int) -> bool:
         """Whether weight decay applies: matrices and kernels yes; biases, norms, [CLS] and positions no."""

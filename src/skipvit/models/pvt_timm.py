@@ -153,9 +153,16 @@ def numbers_of(shapes: Shapes, spec: Any) -> dict[str, Any]:
     if kernel:
         patch = kernel[-1] if len(kernel) == 4 else math.isqrt(kernel[1] // 3)
         found["patch"] = patch if spec.version == 1 else (patch + 1) // 2
+        found["image_size"] = _image_size(named, found["patch"], spec)
     if len(found["widths"]) != len(spec.heads):
         found["heads"] = (1,) * len(depths)
     return found
+
+
+def _image_size(named: Shapes, patch: int, spec: Any) -> int:
+    """Pixels along a side, as far as positions tell."""
+    positions = named.get("patch_embed.pos_embed", ())
+    return patch * max(1, math.isqrt(positions[1])) if len(positions) == 3 else spec.image_size
 
 
 def _reduction(shape: tuple[int, ...]) -> int:

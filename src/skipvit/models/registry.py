@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from skipvit.util.text import nearest
@@ -51,3 +52,31 @@ def model_spec(name: str, **overrides: Any) -> Any:
             if key not in {p.name for p in parameters}:
                 raise ValueError(f"model.{key}: {name} has none; leave it out")
     return MODELS[name](**given)
+
+
+def family_of(names: Iterable[str]) -> Any:
+    """The specification of some network of the family that weights, by their names in any layout, are of."""
+    list_models()
+    joined = "\n".join(names)
+    if "relative_position_bias_table" in joined:
+        return model_spec("swin_tiny_patch4_window7_224")
+    if re.search(r"attn\.sr\.|attn\.kv\.", joined):
+        if "pos_embed" in joined:
+            return model_spec("pvt_tiny")
+        # Only the linear variant reduces the last stage, whose tokens are few.
+        last = max(
+            re.findall(r"^(?:stages\.\d+\.)?blocks\.\d+\.attn\.q\.weight$", joined, re.M), key=natural, default=""
+        )
+        return model_spec("pvt_v2_b2_li" if last.replace(".q.", ".sr.") in joined else "pvt_v2_b2")
+    return model_spec("vit_tiny_patch16_224")
+
+
+def natural(name: str) -> list[int]:
+    """Its numbers, to sort names by."""
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def one_number(key: str, value: Any) -> None:
+    """Raises ValueError, one line, for a list where a model takes one number."""
+    if isinstance(value, list | tuple):
+        raise ValueError(f"model.{key}: {list(value)} is a list; this model takes one number")

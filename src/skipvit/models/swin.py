@@ -269,13 +269,18 @@ def into_order(grid: int, windows_a_side: int) -> tuple[Tensor, Tensor]:
 
 @ops.constexpr
 def into_quarters(grid: int, before: int, after: int) -> tuple[Tensor, Tensor]:
-    """From a stage's order to 2 x 2 tokens after another in the order of the next stage, in each by columns as the
-    original has them; and back."""
-    stored = np.argsort(windows.order(grid, grid // before))  # where each row-major token is
-    next_order = windows.order(grid // 2, grid // 2 // after)
-    y, x = next_order // (grid // 2) * 2, next_order % (grid // 2) * 2
+    """From a stage's order to each 2 x 2 tokens together in the order of the next stage, and back."""
+    return _both_ways(quarters(grid, grid // before, grid // 2 // after))
+
+
+def quarters(grid: int, window: int, next_window: int) -> np.ndarray:
+    """Which token of a stage, `grid` a side in windows of `window`, comes next if each 2 x 2 are together, in the order
+    of the next stage; in each by columns, as the original has them: int (grid^2,)."""
+    stored = np.argsort(windows.order(grid, window))  # where each row-major token is
+    order = windows.order(grid // 2, next_window)
+    y, x = order // (grid // 2) * 2, order % (grid // 2) * 2
     corners = [((y + dy) * grid + x + dx) for dx in (0, 1) for dy in (0, 1)]
-    return _both_ways(stored[np.stack(corners, 1).ravel()])
+    return stored[np.stack(corners, 1).ravel()]
 
 
 @ops.constexpr

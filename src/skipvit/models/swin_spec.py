@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from skipvit.models import swin_timm, windows
-from skipvit.models.registry import register_model
+from skipvit.models.registry import one_number, register_model
 from skipvit.models.staged_spec import Numbers, StagedSpec, one_a_stage, with_bias
 from skipvit.routing.layout import Cells, Layout, Stage
 from skipvit.routing.program import Step
@@ -145,10 +145,38 @@ class SwinSpec(StagedSpec):
         """Arrays in our layout in timm's."""
         return swin_timm.to_timm(params, self.depths)
 
+    published = "a timm swin_*"
+    timm_head = ("head.fc.weight", "head.fc.bias")
+
+    def elsewhere(self) -> tuple[str, ...]:
+        """Lines of Python that make this network of timm's class."""
+        lines = (
+            "from timm.models.swin_transformer import SwinTransformer",
+            f"network = SwinTransformer(img_size={self.image_size}, patch_size={self.patch}, "
+            f"window_size={self.window}, num_classes={self.num_classes}, embed_dim={self.width}, "
+            f"depths={self.depths}, num_heads={self.heads})",
+        )
+        return lines if self.gelu == "erf" else (*lines, "# It has the erf GELU, these weights the tanh one.")
+
+    def positions(self) -> dict[str, int]:
+        """Weights that belong to places of a square grid: none."""
+        return {}
+
+    def described(self) -> str:
+        """Its numbers, for people."""
+        depths = ", ".join(map(str, self.depths))
+        return f"depths {depths}, width {self.width}, patch {self.patch}, window {self.window}, image {self.image_size}"
+
     def like(self, shapes: Mapping[str, tuple[int, ...]]) -> SwinSpec:
         """The same of another size, as far as shapes of weights, in either layout, tell it; of the images they do not:
         as here."""
-        return replace(self, **swin_timm.numbers_of(shapes, self))
+        found = swin_timm.numbers_of(shapes, self)
+        try:
+            return replace(self, **found)
+        except ValueError:  # images that its stages cannot cut
+            patch, window = found.get("patch", self.patch), found.get("window", self.window)
+            size = patch * window * 2 ** (len(found.get("depths", self.depths)) - 1)
+            return replace(self, **found | {"image_size": size})
 
     def decays(self, name: str, ndim: int) -> bool:
         """Whether weight decay applies: matrices yes; biases, norms and tables of biases no."""
@@ -228,6 +256,7 @@ def _register(name: str, defaults: dict[str, Any]) -> None:
         drop_path: float = 0.0,
         gelu: str = "tanh",
     ) -> SwinSpec:
+        one_number("width", width)
         depths = tuple(depth) if isinstance(depth, list | tuple) else (depth,)
         return SwinSpec(
             depths, one_a_stage("heads", heads, len(depths)), patch, image_size, drop_path, width, window, num_classes,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from skipvit.models import vit_timm
-from skipvit.models.registry import register_model
+from skipvit.models.registry import one_number, register_model
 from skipvit.routing.layout import Layout, Stage
 from skipvit.routing.program import Step
 
@@ -108,6 +108,26 @@ class ViTSpec:
         """Arrays in our layout in timm's."""
         return vit_timm.to_timm(params)
 
+    published = "a timm vit_* or deit_*, not distilled, without registers"
+    timm_head = ("head.weight", "head.bias")
+
+    def elsewhere(self) -> tuple[str, ...]:
+        """Lines of Python that make this network of timm's class."""
+        act = "" if self.gelu == "erf" else ', act_layer="gelu_tanh"'
+        return (
+            "from timm.models.vision_transformer import VisionTransformer",
+            f"network = VisionTransformer(img_size={self.image_size}, patch_size={self.patch}, "
+            f"num_classes={self.num_classes}, embed_dim={self.width}, depth={self.depth}, num_heads={self.heads}{act})",
+        )
+
+    def positions(self) -> dict[str, int]:
+        """Weights that belong to places of a square grid, and how many of their rows in front do not."""
+        return {"pos_embed": self.prefix}
+
+    def described(self) -> str:
+        """Its numbers, for people."""
+        return f"depth {self.depth}, width {self.width}, patch {self.patch}, image {self.image_size}"
+
     def like(self, shapes: Mapping[str, tuple[int, ...]]) -> ViTSpec:
         """The same of another size, as far as shapes of weights, in either layout, tell it; of heads they do not: 1."""
         return replace(self, heads=1, **vit_timm.numbers_of(shapes, self.prefix))
@@ -198,18 +218,22 @@ SHAPES = {
 
 
 def _register(name: str, size: str, patch: int, image_size: int) -> None:
-    width, depth, heads = SIZES[size]
-    defaults: dict[str, Any] = {
-        "width": width,
-        "depth": depth,
-        "heads": heads,
-        "patch": patch,
-        "image_size": image_size,
-    }
+    defaults = dict(zip(("width", "depth", "heads"), SIZES[size]))
 
     @register_model(name)
-    def make(**overrides: Any) -> ViTSpec:
-        return ViTSpec(**(defaults | overrides))
+    def make(
+        width: int = defaults["width"],
+        depth: int = defaults["depth"],
+        heads: int = defaults["heads"],
+        patch: int = patch,
+        image_size: int = image_size,
+        num_classes: int = 1000,
+        drop_path: float = 0.0,
+        gelu: str = "tanh",
+    ) -> ViTSpec:
+        for key, value in {"width": width, "depth": depth, "heads": heads}.items():
+            one_number(key, value)
+        return ViTSpec(width, depth, heads, patch, image_size, num_classes, drop_path, gelu)
 
 
 for (_patch, _image_size), _sizes in SHAPES.items():

@@ -42,6 +42,11 @@ def routed_stage(spec: Spec, image_size: int | None = None) -> Stage:
     return spec.stages(image_size)[spec.routed_stage]
 
 
+def first_routed_block(spec: Spec) -> int:
+    """Of all the backbone's blocks, the one that is block 0 to a route."""
+    return sum(stage.depth for stage in spec.stages()[: spec.routed_stage])
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of a program.
@@ -349,7 +354,7 @@ def kept_positions(slots: np.ndarray, layout: Layout) -> np.ndarray:
     """Which patches of an image stand for themselves in a sequence, in order of position.
 
     Args:
-        slots: int (n, patches of the image), a forward's `routes.N.slots`.
+        slots: (n, patches of the stage), a forward's `routes.N.slots`, `row_major` or as they are stored.
         layout: of the sequence, `Select.after`.
 
     Returns:
@@ -357,3 +362,12 @@ def kept_positions(slots: np.ndarray, layout: Layout) -> np.ndarray:
     """
     alone = (slots >= layout.prefix) & (slots < layout.prefix + layout.patches)
     return np.nonzero(alone)[1].reshape(len(slots), layout.patches)
+
+
+def row_major(values: np.ndarray, stage: Stage) -> np.ndarray:
+    """Values by patch (n, patches) of a stage, from the order in which they are stored to rows of the image."""
+    if stage.order is None:
+        return values
+    result = np.empty_like(values)
+    result[:, list(stage.order)] = values
+    return result

@@ -21,7 +21,7 @@ from skipvit.util.text import printable, table
 LICENCE = "code: Apache-2.0; weights: not stated, mind the terms of the images they learnt from"
 SHOWN_CLASSES = 10
 SCORES = ("top1", "top5", "loss")
-NUMBERS = ("width", "depth", "heads", "patch")
+NUMBERS = ("width", "widths", "depth", "depths", "heads", "patch", "window", "reductions", "mlp_ratios")
 
 
 def card(trained: Trained, kind: str, dtype: str, files: list[dict[str, Any]], licence: str) -> dict[str, Any]:
@@ -45,6 +45,7 @@ def card(trained: Trained, kind: str, dtype: str, files: list[dict[str, Any]], l
         "main_forward": config.main(),
         "weights": {"checkpoint": trained.checkpoint.name, "averaged": trained.averaged},
         "size": {name: getattr(spec, name) for name in NUMBERS if hasattr(spec, name)},
+        "elsewhere": list(spec.at_size(forward.image_size).elsewhere()),
         "parameters": sum(parameter.size for parameter in trained.network.get_parameters()),
         "macs": forward_macs(spec, program),
         "tokens_of_blocks": [{"attention": b.attention, "mlp": b.mlp} for b in blocks_of(spec, program)],
@@ -169,7 +170,7 @@ def as_markdown(about: dict[str, Any]) -> str:
 
 def usage(about: dict[str, Any]) -> str:
     """The shortest program that runs the export."""
-    file, size = about["files"][0]["file"], about["size"]
+    file = about["files"][0]["file"]
     if about["format"] == "onnx":
         return (
             f'import onnxruntime\nsession = onnxruntime.InferenceSession("{file}")\n'
@@ -180,21 +181,13 @@ def usage(about: dict[str, Any]) -> str:
             f'import mindspore as ms\nnetwork = ms.nn.GraphCell(ms.load("{file}"))\n'
             "probabilities = network(ms.Tensor(images))"
         )
-    numbers = {
-        "img_size": about["input"]["shape"][0],
-        "patch_size": size["patch"],
-        "num_classes": about["output"]["shape"][0],
-        "embed_dim": size["width"],
-        "depth": size["depth"],
-        "num_heads": size["heads"],
-    }
-    given = ", ".join(f"{name}={value}" for name, value in numbers.items())
-    act = "" if about["config"]["model"]["gelu"] == "erf" else ', act_layer="gelu_tanh"'
-    return (
-        "from safetensors.torch import load_file\nfrom timm.models.vision_transformer import VisionTransformer\n"
-        f'network = VisionTransformer({given}{act})\nnetwork.load_state_dict(load_file("{file}"))\n'
-        "# It runs dense: timm has no routes."
+    lines = (
+        "from safetensors.torch import load_file",
+        *about["elsewhere"],
+        f'network.load_state_dict(load_file("{file}"))',
+        "# It runs dense: there are no routes.",
     )
+    return "\n".join(lines)
 
 
 def _scores(found: dict[str, Any]) -> str:

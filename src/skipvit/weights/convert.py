@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from skipvit.models.vit_spec import ViTSpec
 from skipvit.util.errors import UsageError
 from skipvit.util.files import expanded
 from skipvit.util.text import printable
 from skipvit.weights.files import OURS, TIMM, read_weights, write_weights
-
-ANY = ViTSpec(1, 1, 1)  # what it really is, the weights tell
 
 
 def convert(source: Path, target: Path) -> str:
@@ -33,12 +30,11 @@ def convert(source: Path, target: Path) -> str:
         raise UsageError(f"{target}: exists and is not overwritten; remove it or give another name")
     if not os.path.isdir(target.parent):
         raise UsageError(f"{target.parent}: no such folder; create it first")
-    found = read_weights(source, ANY)
+    found = read_weights(source)
     spec = found.spec
     write_weights(spec.to_timm(found.arrays) if target.suffix == TIMM else found.arrays, target)
     lines = [
-        f"{printable(str(target))}: {spec.parameters():,} parameters, depth {spec.depth}, width {spec.width}, "
-        f"patch {spec.patch}, image {spec.image_size}, {spec.num_classes} classes"
+        f"{printable(str(target))}: {spec.parameters():,} parameters, {spec.described()}, {spec.num_classes} classes"
     ]
     if found.widened:
         lines.append(f"widened to float32: {found.widened} arrays of 16 bits")

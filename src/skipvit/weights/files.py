@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from skipvit.engine.checkpoint import averages, weights_of
 from skipvit.engine.checkpoint_file import LONGEST_NAME, MOST_DIMENSIONS, Record, read_entries, write_checkpoint
+from skipvit.models.registry import family_of
 from skipvit.routing.forward import Forward
 from skipvit.util.errors import RunError, UsageError
 from skipvit.util.files import expanded, read_bytes, replacing
@@ -84,11 +85,11 @@ def save_weights(network: nn.Cell, path: str | Path) -> None:
     write_weights(cell.spec.to_timm(arrays) if ending(path) == TIMM else arrays, path)
 
 
-def read_weights(path: Path, spec: Any, averaged: bool = False, headless: bool = False) -> Weights:
+def read_weights(path: Path, spec: Any = None, averaged: bool = False, headless: bool = False) -> Weights:
     """Read a file of complete weights. What it raises, and what `averaged` means: `load_weights`.
 
     Args:
-        spec: of a network of the same kind; its numbers may be others.
+        spec: of a network of the same kind, its numbers may be others; None: what the names of the weights say.
         headless: they may have no head.
     """
     timm = ending(path) == TIMM
@@ -100,7 +101,8 @@ def read_weights(path: Path, spec: Any, averaged: bool = False, headless: bool =
             raise RunError(
                 f"{path}: {printable(name)} is of type {record.kind}; weights are float32, float16 or bfloat16"
             )
-    found = _checked({name: record.shape for name, record in records.items()}, spec, path, headless)
+    shapes = {name: record.shape for name, record in records.items()}
+    found = _checked(shapes, spec or family_of(shapes), path, headless)
     arrays = {name: record.array().astype(np.float32, copy=False) for name, record in records.items()}
     widened = sum(record.kind != "Float32" for record in records.values())
     return Weights(found.from_timm(arrays) if timm else arrays, found, averaged, widened, len(entries) - len(records))
@@ -153,10 +155,14 @@ def _read_safetensors(path: Path) -> dict[str, Record]:
 def _checked(shapes: Mapping[str, tuple[int, ...]], spec: Any, source: Path, headless: bool) -> Any:
     """The specification like `spec` that weights are of. Raises RunError: names are missing, unexpected or of the wrong
     shape."""
-    found, timm = spec.like(shapes), source.suffix == TIMM
+    try:
+        found, timm = spec.like(shapes), source.suffix == TIMM
+    except ValueError:  # numbers that no network of this kind has
+        found, timm = spec, source.suffix == TIMM
     expected = found.timm_shapes() if timm else found.shapes()
-    if headless and not any(name in shapes for name in HEAD):
-        expected = {name: shape for name, shape in expected.items() if name not in HEAD}
+    head = found.timm_head if timm else HEAD
+    if headless and not any(name in shapes for name in head):
+        expected = {name: shape for name, shape in expected.items() if name not in head}
     faults = {
         "missing": [name for name in expected if name not in shapes],
         "unexpected": [printable(name) for name in shapes if name not in expected],
@@ -171,7 +177,7 @@ def _checked(shapes: Mapping[str, tuple[int, ...]], spec: Any, source: Path, hea
         for fault, names in faults.items():
             more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
             listed += [f"{fault} {', '.join(names[:MOST_NAMED])}{more}"] if names else []
-        theirs = "a timm vit_* or deit_*, not distilled, without registers" + ("" if headless else ", with head")
+        theirs = found.published + ("" if headless else ", with head")
         raise RunError(f"{source}: {'; '.join(listed)}; give {theirs if timm else 'a checkpoint of this project'}")
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from skipvit.util.files import expanded, read_json
 from skipvit.weights.files import HEAD, TIMM, Weights, read_weights
 
 TIMM_HEAD_WIDTH = 64
+SAME = ("width", "widths", "depth", "depths", "window", "reductions", "mlp_ratios")  # numbers that weights must share
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,16 @@ def refuse_other_network(config: Config, path: Path, found: Weights, run: Run | 
             f"{path}: its patches are {there.patch} pixels wide, model.patch is {here.patch}: the patch "
             f"projection has a weight for every pixel of a patch and fits no other; set --model.patch {there.patch}"
         )
-    heads = run.config.model.spec().heads if run else here.heads  # weights do not tell
-    numbers = {"width": (here.width, there.width), "depth": (here.depth, there.depth), "heads": (here.heads, heads)}
-    for key, (mine, value) in numbers.items():
+    numbers = {key: (getattr(here, key), getattr(there, key)) for key in SAME if hasattr(here, key)}
+    numbers["heads"] = here.heads, run.config.model.spec().heads if run else here.heads  # weights do not tell
+    for name, (mine, value) in numbers.items():
         if mine != value:
+            key = name if name == "heads" else name.removesuffix("s")
+            mine, value = (list(number) if isinstance(number, tuple) else number for number in (mine, value))
             raise UsageError(
-                f"{path}: {key} {value} there, model.{key} {mine} here; set model.name or --model.{key} {value}"
+                f"{path}: {key} {value} there, model.{key} {mine} here; set model.name or --model.{key} '{value}'"
+                if isinstance(value, list)
+                else f"{path}: {key} {value} there, model.{key} {mine} here; set model.name or --model.{key} {value}"
             )
     for name, value in found.arrays.items():
         if not np.isfinite(value).all():
@@ -98,10 +104,11 @@ def fitted(config: Config, path: Path, found: Weights, run: Run | None, classes:
         done.append("averaged weights")
     if found.widened:
         done.append(f"widened to float32: {found.widened} arrays of 16 bits")
-    if here.grid() != there.grid():
-        weights["pos_embed"] = resized_positions(weights["pos_embed"], here.grid(), here.prefix)
-        sides = f"from {there.grid()} x {there.grid()} to {here.grid()} x {here.grid()}"
-        done.append(f"position embedding resized {sides} (bicubic)")
+    for name, prefix in here.positions().items():
+        old, new = (isqrt(shape[1] - prefix) for shape in (weights[name].shape, here.shapes()[name]))
+        if old != new:
+            weights[name] = resized_positions(weights[name], new, prefix)
+            done.append(f"position embedding resized from {old} x {old} to {new} x {new} (bicubic)")
     names = run.classes if run else classes_of_card(path, there.num_classes)
     rows, said = head_rows(config, there.num_classes, names, classes)
     for name in HEAD:
@@ -144,7 +151,7 @@ def doubts(config: Config, path: Path, run: Run | None) -> tuple[str, ...]:
         result.append(
             f"{path}: timm's and DeiT's weights are trained with the erf GELU, this run has tanh; use --model.gelu erf"
         )
-    if path.suffix == TIMM and here.width != TIMM_HEAD_WIDTH * here.heads:
+    if path.suffix == TIMM and isinstance(here.heads, int) and here.width != TIMM_HEAD_WIDTH * here.heads:
         result.append(
             f"{path} does not tell its number of heads; timm's and DeiT's are {TIMM_HEAD_WIDTH} wide, "
             f"model.heads {here.heads} makes them {here.width // here.heads} wide"

@@ -68,28 +68,33 @@ def model_of(
 
 def logits_of(graph: Graph, parts: Any, program: Program, images: str, noise: np.ndarray) -> str:
     """Walk a program; parts: of the backbone, see `models.vit_onnx.ViTGraph`."""
-    x, signals = images, {}
+    x, signals, latest, where = images, {}, 0, None
     before = entered = places = ranking = weights = x
     selectors = [Selector(graph, step) for step in program.selections]
     steps: tuple[Any, ...] = program.steps
     for step in steps:
         if step.kind == "embed":
             x = parts.embed(x, program.image_size)
+        elif step.kind == "downsample":
+            x = parts.to_stage(step.stage, x)
         elif step.kind == "attend":
-            entered = x
-            x, signals = parts.attend(step.block, x)
+            entered, latest = x, step.block
+            x, signals = parts.attend(step.block, x, where)
         elif step.kind == "feed":
-            x = parts.feed(step.block, x)
+            x = parts.feed(step.block, x, where)
         elif step.kind == "score":
-            ranking, weights = scored(graph, parts, step, signals, noise)
+            told = told_of(graph, parts, step, latest, signals, entered, x)
+            ranking, weights = scored(graph, step, told, noise)
         elif step.kind == "select":
             before, places = x, selectors[step.route].mask(ranking)
             x = step.carrier.enter(selectors[step.route], x, places, weights)
+            where = parts.locate(selectors[step.route], places)
         elif step.kind == "rescore":
-            everyone = step.carrier.leave(selectors[step.route], entered, before, places)
-            signals = parts.signals_of(step.block, everyone, signals, step.reads)
+            entered = step.carrier.leave(selectors[step.route], entered, before, places)
+            if step.asks_attention:
+                signals = parts.signals_of(step.block, entered, signals, step.reads)
         elif step.kind == "restore":
-            x = step.carrier.leave(selectors[step.route], x, before, places)
+            x, where = step.carrier.leave(selectors[step.route], x, before, places), None
         elif step.kind == "norm":
             x = parts.norm(x)
         elif step.kind == "head":
@@ -97,7 +102,23 @@ def logits_of(graph: Graph, parts: Any, program: Program, images: str, noise: np
     return x
 
 
-def scored(graph: Graph, parts: Any, step: Score, signals: dict[str, str], noise: np.ndarray) -> tuple[Any, Any]:
+def told_of(
+    graph: Graph, parts: Any, step: Score, latest: int, signals: dict[str, str], entered: str, x: str
+) -> dict[str, str]:
+    """What a scorer reads, see `routing.scorers`; latest: the block before."""
+    first, last, told = step.before.prefix, step.before.prefix + step.before.patches, {}
+    for name in step.scorer.reads:
+        if name == "received":
+            told[name] = parts.received(latest, signals, step.before)
+        elif name in ("tokens", "entered"):
+            told[name] = graph.slice(x if name == "tokens" else entered, first, last, axis=1)
+        else:
+            whole = parts.cls_row(signals) if name == "cls_row" else signals[name]
+            told[name] = graph.slice(whole, first, last, axis=2)
+    return told
+
+
+def scored(graph: Graph, step: Score, told: dict[str, str], noise: np.ndarray) -> tuple[Any, Any]:
     """Ranking and weights, names of (B, patches) or, where they are known already, arrays (patches,)."""
     if step.scorer.onnx is None:
         name = next((name for name, scorer in SCORERS.items() if scorer is step.scorer), step.name)
@@ -105,10 +126,6 @@ def scored(graph: Graph, parts: Any, step: Score, signals: dict[str, str], noise
             f"--to onnx: scorer {name} is not written for ONNX (register_scorer's argument onnx); "
             f"export --forward dense, or --to mindir"
         )
-    told = {}
-    for name in step.scorer.reads:
-        whole = parts.cls_row(signals) if name == "cls_row" else signals[name]
-        told[name] = graph.slice(whole, step.before.prefix, step.before.prefix + step.before.patches, axis=2)
     return step.scorer.onnx(graph, step, told, noise[step.first_noise : step.first_noise + step.noise_columns])
 
 
@@ -130,15 +147,13 @@ class Selector:
     def __init__(self, graph: Graph, step: Select):
         self.graph, self.op, self.before, self.kept = graph, graph.op, step.before, step.after.patches
         self.length = self.before.prefix + self.kept + self.before.suffix
+        self.cells, self.counts = step.cells, step.counts
 
     def mask(self, ranking: str | np.ndarray) -> Places:
         batch, before = self.graph.batch, self.before
-        if isinstance(ranking, str):
-            _, best = self.op("TopK", ranking, np.array([self.kept]), outputs=2)
-            patches, _ = self.op("TopK", best, np.array([self.kept]), outputs=2, largest=0)  # sorts them
-        else:
-            best = np.argsort(-ranking.astype(np.float32), kind="stable")[: self.kept]
-            patches = self.graph.constant(np.tile(np.sort(best), (batch, 1)))
+        if not isinstance(ranking, str):
+            ranking = self.graph.constant(np.tile(ranking.astype(np.float32), (batch, 1)))
+        patches = self.best(ranking)
         columns = [self.op("Add", patches, np.int64(before.prefix))]
         if before.prefix:
             columns.insert(0, np.tile(np.arange(before.prefix), (batch, 1)))
@@ -147,6 +162,26 @@ class Selector:
         places = self.op("Unsqueeze", self.op("Concat", *columns, axis=1), np.array([2]))
         images = np.arange(batch)[:, None, None].repeat(self.length, 1)
         return Places(patches, self.op("Concat", images, places, axis=2))
+
+    def best(self, ranking: str) -> str:
+        """Positions of the patches that stay, ascending: int64 (B, kept)."""
+        unit, groups = self.cells.unit, self.cells.groups if len(self.counts) > 1 else (self.before.patches,)
+        if unit > 1:
+            ranking = self.op("Reshape", ranking, np.array([self.graph.batch, -1, unit]))
+            ranking = self.op("ReduceMean", ranking, axes=[2], keepdims=0)
+        first, chosen = 0, []
+        for count, kept in zip(groups, self.counts):
+            here = self.graph.slice(ranking, first, first + count // unit, axis=1) if len(groups) > 1 else ranking
+            if kept:
+                _, best = self.op("TopK", here, np.array([kept // unit]), outputs=2)
+                ordered, _ = self.op("TopK", best, np.array([kept // unit]), outputs=2, largest=0)  # sorts them
+                chosen.append(self.op("Add", ordered, np.int64(first)) if first else ordered)
+            first += count // unit
+        patches = self.op("Concat", *chosen, axis=1) if len(chosen) > 1 else chosen[0]
+        if unit == 1:
+            return patches
+        each = self.op("Mul", self.op("Unsqueeze", patches, np.array([2])), np.int64(unit))
+        return self.op("Reshape", self.op("Add", each, np.arange(unit)[None, None]), np.array([0, -1]))
 
     def take(self, x: str, places: Places) -> str:
         return self.op("GatherND", x, places.tokens)

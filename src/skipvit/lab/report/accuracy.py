@@ -10,6 +10,7 @@ from skipvit.lab.report.figures import Curves, curves_figure, seeds_figure
 from skipvit.lab.report.page import Block, Heading, Plot, Table, Text
 from skipvit.lab.study import Arm, Study
 from skipvit.lab.sweep import SOURCE
+from skipvit.routing.program import routed_stage
 from skipvit.util.files import read_json
 from skipvit.util.text import counted
 
@@ -40,9 +41,9 @@ def about(study: Study) -> Text:
         f"{counted(len(study.arms), 'method')}, {of_seeds}; {finished}. All are compared to {study.about.baseline}, "
         "seed by seed.",
         f"The first one's configuration: {config.model.name}, {arm.cost.parameters / 1e6:.2f} M parameters, "
-        f"{config.model.spec().depth} blocks, {config.model.spec().layout().patches} patches; {config.optim.epochs} "
-        f"epochs of {images}, batch {data.batch_size}. What holds for small networks and little data need not hold "
-        "for others.",
+        f"{config.model.spec().depth} blocks, {routed_stage(config.model.spec()).layout.patches} patches; "
+        f"{config.optim.epochs} epochs of {images}, batch {data.batch_size}. What holds for small networks and little "
+        "data need not hold for others.",
     ]
     if study.missing:
         lines.append(f"Not finished, and left out: {', '.join(study.missing)}.")

@@ -43,12 +43,15 @@ class RouteAlone(nn.Cell):
         super().__init__(auto_prefix=False)
         self.whole, self.selector = forward, forward.selectors[route]
         self.steps: tuple[Any, ...] = tuple(step for step in forward.steps if step.route == route)
+        select = forward.steps.index(next(step for step in self.steps if step.kind == "select"))
+        self.block = next((step.block for step in forward.steps[select:] if step.block >= 0), 0)
 
     def construct(self, q, k, v, x, noise):
         before, mask, ranking, weights = x, x, x, x
         for step in self.steps:
             if step.kind == "score":
-                ranking, weights = self.whole.score(step, {"q": q, "k": k, "v": v}, noise)
+                told = self.whole.told(step, max(self.block - 1, 0), {"q": q, "k": k, "v": v}, x, x)
+                ranking, weights = self.whole.score(step, told, noise)
             elif step.kind == "select":
                 mask = self.selector.mask(ranking)
                 x = step.carrier.enter(self.selector, x, mask, weights)

@@ -56,6 +56,9 @@ def bench(
     for name, asked in (("parts", parts), ("with_data", with_data)):
         if asked and mode == "inference":
             raise UsageError(f"{name}: only training is measured like that; leave it out or use mode training")
+    for config in configs if parts else ():
+        if len(config.model.spec().stages()) > 1:
+            raise UsageError(f"parts: {config.model.name} has stages, whose parts are not measured alone; leave it out")
     for size in batch_sizes or [None]:
         variants = [variant.again(batch_size=size) for variant in variants_of(configs, with_data)]
         measure(variants, rounds, mode)
