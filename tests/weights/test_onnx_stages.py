@@ -29,10 +29,11 @@ ROUTES = {
 
 
 def drawn(spec):
-    rng = np.random.default_rng(3)
-    spread = {1: 0.3, 2: 0.4, 3: 0.5, 4: 0.3}
-    weights = {name: (rng.normal(size=s) * spread[len(s)]).astype(np.float32) for name, s in spec.shapes().items()}
-    weights["head.weight"] *= 20
+    rng, weights = np.random.default_rng(3), {}
+    for name, shape in spec.shapes().items():
+        spread = 0.3 if len(shape) == 1 else 1.0 if "bias_table" in name else 1.5 / np.sqrt(np.prod(shape[1:]))
+        middle = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        weights[name] = (middle + rng.normal(size=shape) * spread).astype(np.float32)
     return weights
 
 
