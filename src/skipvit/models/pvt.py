@@ -19,7 +19,7 @@ from mindspore.common.initializer import HeNormal, Normal, initializer
 from skipvit.models.kernels import Permute
 from skipvit.models.layers import PIXEL_MEAN, PIXEL_STD, Attention, Block, Dense, Gelu, LayerNorm, Mlp, Patches
 from skipvit.models.positions import resize_weights
-from skipvit.models.pvt_spec import PVTSpec, cell_order, overlapping
+from skipvit.models.pvt_spec import POOLED, PVTSpec, cell_order, overlapping
 from skipvit.routing.select import Leading
 
 EPSILON = 1e-5  # of the layer norms behind convolutions; those of the blocks have 1e-6
@@ -90,7 +90,8 @@ class TokenEmbed(nn.Cell):
     def __init__(self, spec: PVTSpec, stage: int, fused: bool, dtype: ms.Type):
         super().__init__()
         width, self.stage, self.grid, self.prefix = spec.widths[stage], stage, spec.grid(stage), spec.prefix(stage)
-        self.cells = Cells(spec)
+        self.pooled, self.reduction = pooled(spec), spec.reductions[stage]
+        self.reduction_before = spec.reductions[stage - 1]
         if self.prefix:
             self.cls_token = Parameter(initializer("zeros", (1, 1, width)), name="cls_token")
         positions = (1, self.prefix + self.grid**2, width)
@@ -105,13 +106,13 @@ class TokenEmbed(nn.Cell):
         if self.stage == 0:
             rows = self.cut(x)
             grid = side_of(rows.shape[1])
-            index, inverse = into_cells(grid, self.cells.side(0, grid))
+            index, inverse = into_cells(grid, cell_of(self.reduction, self.pooled, grid))
             rows = self.permute(rows, index, inverse)
         else:
             batch, tokens, width = x.shape
             grid = side_of(tokens) // 2
             index, inverse = into_quarters(
-                grid, self.cells.side(self.stage - 1, 2 * grid), self.cells.side(self.stage, grid)
+                grid, cell_of(self.reduction_before, self.pooled, 2 * grid), cell_of(self.reduction, self.pooled, grid)
             )
             rows = ops.Reshape()(self.permute(x, index, inverse), (batch, grid * grid, 4 * width))
         x = self.norm(ops.Cast()(self.proj(rows), ms.float32))
@@ -126,7 +127,7 @@ class TokenEmbed(nn.Cell):
         if grid != self.grid:
             patches = ops.MatMul()(resize_weights(self.grid, grid), ops.Reshape()(patches, (-1, width)))
             patches = ops.Reshape()(patches, (1, grid * grid, width))
-        index, inverse = into_cells(grid, self.cells.side(self.stage, grid))
+        index, inverse = into_cells(grid, cell_of(self.reduction, self.pooled, grid))
         patches = self.permute(patches, index, inverse)
         if self.prefix == 0:
             return patches
@@ -139,7 +140,8 @@ class OverlapEmbed(nn.Cell):
 
     def __init__(self, spec: PVTSpec, stage: int, fused: bool, dtype: ms.Type):
         super().__init__()
-        self.stage, self.cells, stride = stage, Cells(spec), spec.patch if stage == 0 else 2
+        self.stage, self.pooled, stride = stage, pooled(spec), spec.patch if stage == 0 else 2
+        self.reduction, self.reduction_before = spec.reductions[stage], spec.reductions[stage - 1]
         inputs, width = 3 if stage == 0 else spec.widths[stage - 1], spec.widths[stage]
         self.proj = Convolution(inputs, width, overlapping(stride), stride, 1, dtype)
         self.norm = LayerNorm(width, fused, EPSILON)
@@ -148,9 +150,9 @@ class OverlapEmbed(nn.Cell):
         if self.stage == 0:
             planes = ops.Transpose()(normalised(x), (0, 3, 1, 2))
         else:
-            planes = into_planes(x, self.cells.side(self.stage - 1, side_of(x.shape[1])))
+            planes = into_planes(x, cell_of(self.reduction_before, self.pooled, side_of(x.shape[1])))
         planes = self.proj(planes)
-        x = from_planes(planes, self.cells.side(self.stage, planes.shape[2]))
+        x = from_planes(planes, cell_of(self.reduction, self.pooled, planes.shape[2]))
         return self.norm(ops.Cast()(x, ms.float32))
 
 
@@ -185,7 +187,7 @@ class PVTBlock(Block):
         if spec.version == 1:
             mlp = Mlp(width, exact, fused, dtype, ratio)
         else:
-            mlp = ConvolvedMlp(width, exact, fused, dtype, ratio, Cells(spec), stage, spec.linear)
+            mlp = ConvolvedMlp(width, exact, fused, dtype, ratio, spec.reductions[stage], pooled(spec))
         super().__init__(width, attn, mlp, fused, spec.drop_path_of(index), 2 * index)
         self.convolves = spec.version == 2
 
@@ -223,7 +225,7 @@ class ReducedAttention(Attention):
     def __init__(self, spec: PVTSpec, stage: int, fused: bool, dtype: ms.Type):
         width = spec.widths[stage]
         super().__init__(width, spec.heads[stage], fused, dtype)
-        self.linear, self.stage, self.cells = spec.linear, stage, Cells(spec)
+        self.linear, self.pooled, self.reduction = spec.linear, pooled(spec), spec.reductions[stage]
         self.inside = spec.reductions[stage] ** 2
         self.reduces = spec.linear or self.inside > 1
         if self.reduces:
@@ -247,7 +249,7 @@ class ReducedAttention(Attention):
             x = ops.Reshape()(x, (batch, tokens // self.inside, self.inside * width))
             return self.norm(ops.Cast()(self.sr(x), ms.float32))
         places = tokens if where is None else where[1].shape[1]
-        inside = self.cells.side(self.stage, side_of(places)) ** 2
+        inside = cell_of(self.reduction, self.pooled, side_of(places)) ** 2
         x = ops.ReduceMean()(ops.Reshape()(x, (batch, tokens // inside, inside, width)), 2)
         return self.act(self.norm(ops.Cast()(self.sr(x), ms.float32)))
 
@@ -255,16 +257,14 @@ class ReducedAttention(Attention):
 class ConvolvedMlp(Mlp):
     """Two-layer perceptron with a 3 x 3 convolution of each channel inside: (B, N, D) -> (B, N, D)."""
 
-    def __init__(
-        self, width: int, exact: bool, fused: bool, dtype: ms.Type, ratio: int, cells: Cells, stage: int, relu: bool
-    ):
+    def __init__(self, width: int, exact: bool, fused: bool, dtype: ms.Type, ratio: int, reduction: int, pooled: int):
         super().__init__(width, exact, fused, dtype, ratio)
-        self.cells, self.stage, self.relu = cells, stage, relu
+        self.reduction, self.pooled = reduction, pooled
         self.dwconv = Convolution(ratio * width, ratio * width, 3, 1, ratio * width, dtype)
 
     def construct(self, x, where=None):
         x = self.fc1(x)
-        if self.relu:
+        if self.pooled:  # the linear variant
             x = ops.ReLU()(x)
         if where is None:
             return self.fc2(self.act(self.convolved(x)))
@@ -274,18 +274,18 @@ class ConvolvedMlp(Mlp):
 
     def convolved(self, x):
         """(B, N, D) of a whole grid."""
-        cell = self.cells.side(self.stage, side_of(x.shape[1]))
+        cell = cell_of(self.reduction, self.pooled, side_of(x.shape[1]))
         return from_planes(self.dwconv(into_planes(x, cell)), cell)
 
 
-class Cells:
-    """Side of the cells of a stage, tokens, for any size of its grid."""
+def pooled(spec: PVTSpec) -> int:
+    """How many cells along a side a stage is pooled to in the linear variant, 0 in others."""
+    return POOLED if spec.linear else 0
 
-    def __init__(self, spec: PVTSpec):
-        self.reductions, self.pooled = spec.reductions, 7 if spec.linear else 0
 
-    def side(self, stage, grid):
-        return grid // self.pooled if self.pooled else self.reductions[stage]
+def cell_of(reduction, pooled, grid):
+    """Side of the cells of a stage's grid, tokens: its reduction, or what makes `pooled` of them along a side."""
+    return grid // pooled if pooled else reduction
 
 
 def into_planes(x, cell):
