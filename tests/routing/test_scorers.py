@@ -11,7 +11,7 @@ from skipvit.models.vit_spec import ViTSpec
 from skipvit.routing.forward import Forward
 from skipvit.routing.layout import Layout
 from skipvit.routing.program import Score, compile_program, kept_positions
-from skipvit.routing.scorers import SCORERS, Scorer, cls_row, of_patches, register_scorer
+from skipvit.routing.scorers import SCORERS, Scorer, cls_row, mean_received, of_patches, register_scorer
 from skipvit.routing.spec import Route
 from support.reference import grid, stable_best
 
@@ -36,7 +36,7 @@ class Scores(nn.Cell):
             for name, knobs in scorers
         ]  # fmt: skip
 
-    def construct(self, q, k, v, noise):
+    def construct(self, q, k, v, noise, tokens, entered):
         signals = {"q": q, "k": k, "v": v}
         row = cls_row(signals, SEQUENCE)
         told = {
@@ -44,6 +44,9 @@ class Scores(nn.Cell):
             "q": of_patches(q, SEQUENCE),
             "k": of_patches(k, SEQUENCE),
             "v": of_patches(v, SEQUENCE),
+            "received": mean_received({"q": of_patches(q, SEQUENCE), "k": of_patches(k, SEQUENCE)}),
+            "tokens": tokens,
+            "entered": entered,
         }
         results = ()
         for step in self.steps:
@@ -59,6 +62,7 @@ def scores():
     shape = (BATCH, HEADS, SEQUENCE.length, HEAD_WIDTH)
     inputs = {name: rng.normal(size=shape).astype(np.float32) for name in "qkv"}
     inputs["noise"] = rng.random((BATCH, PATCHES + 3)).astype(np.float32)
+    inputs |= {name: rng.normal(size=(BATCH, PATCHES, 6)).astype(np.float32) for name in ("tokens", "entered")}
     cell = Scores([(name, {}) for name in SCORERS]).set_train(False)
     results, rows = cell(*(Tensor(value) for value in inputs.values()))
     return inputs, {s: [r.asnumpy() for r in result] for s, result in zip(SCORERS, results)}, rows.asnumpy()
@@ -100,6 +104,13 @@ def test_attention_received_is_the_mean_column_of_the_patches_own_attention(scor
             expected[b] += (e / e.sum(axis=1, keepdims=True)).mean(axis=0) / HEADS
     np.testing.assert_allclose(results["attention_received"][0], expected, rtol=1e-5)
     np.testing.assert_allclose(expected.sum(1), 1)
+
+
+def test_magnitude_and_change_are_those_of_numpy(scores):
+    inputs, found, _ = scores
+    tokens, entered = inputs["tokens"].astype(float), inputs["entered"].astype(float)
+    np.testing.assert_allclose(found["magnitude"][0], np.abs(tokens).mean(-1), rtol=1e-5)
+    np.testing.assert_allclose(found["change"][0], np.linalg.norm(tokens - entered, axis=-1), rtol=1e-5)
 
 
 def test_inverse_cls_attention_puts_the_least_attended_first_and_weighs_by_attention(scores):
@@ -165,7 +176,8 @@ def draws():
     )
     noise = rng.random((DRAWS, PATCHES + 1), np.float32)
     noise[0, 0] = 0.0  # its logarithm must not spoil the ranking
-    results, row = Scores(DRAWN).set_train()(*(Tensor(value) for value in (q, k, v, noise)))
+    tokens = np.zeros((len(q), PATCHES, 1), np.float32)
+    results, row = Scores(DRAWN).set_train()(*(Tensor(value) for value in (q, k, v, noise, tokens, tokens)))
     rankings = {(name, *knobs.values()): ranking.asnumpy() for (name, knobs), (ranking, _) in zip(DRAWN, results)}
     return row.asnumpy().mean(1)[0], noise, rankings
 
@@ -266,7 +278,7 @@ def test_its_parameter_is_checked_like_the_others(own):
 
 
 def test_a_signal_that_no_block_gives_is_refused():
-    with pytest.raises(ValueError, match="^scorer x: 'logits' is not a signal; there are cls_row, q, k, v$"):
+    with pytest.raises(ValueError, match="^scorer x: 'logits' is not a signal; there are cls_row, received, "):
         register_scorer("x", reads=("logits",))
     assert "x" not in SCORERS
 

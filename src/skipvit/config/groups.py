@@ -28,9 +28,10 @@ def _numbers(value: Any, most: int = 100_000) -> Any:
     whole = all(isinstance(number, int) and not isinstance(number, bool) for number in each)
     if not whole or not 0 < len(each) <= MOST_STAGES or not all(0 < number <= most for number in each):
         raise PydanticCustomError(
-            "numbers", f"input should be a whole number from 1 to {most}, or a list of them, one a stage"
+            "numbers", "input should be a whole number from 1 to {most}, or a list of them, one a stage", {"most": most}
         )
-    return list(each) if len(each) > 1 else each[0]  # a command line makes a list of one number, too
+    numbers = list(each)
+    return numbers if len(numbers) > 1 else numbers[0]  # a command line makes a list of one number, too
 
 
 Numbers = Annotated[int | list[int], BeforeValidator(_numbers)]

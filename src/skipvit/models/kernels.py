@@ -5,7 +5,8 @@ take there is in docs/speed.md. On Ascend its kernels are used, see `vit.ViT`'s 
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import nn, ops
+import numpy as np
+from mindspore import Tensor, nn, ops
 
 from skipvit.util.compat import sigmoid_grad
 
@@ -176,6 +177,49 @@ class Permute(nn.Cell):
 
     def bprop(self, x, index, inverse, out, dout):
         return ops.Gather()(dout, inverse, 1), ops.ZerosLike()(index), ops.ZerosLike()(inverse)
+
+
+class Depthwise(nn.Cell):
+    """A 3 x 3 convolution of each channel with zeros beyond the border: (B, C, H, W), weight (C, 1, 3, 3)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.convolve = ops.Conv2D(channels, 3, pad_mode="pad", pad=1, group=channels)
+
+    def construct(self, planes, weight):
+        return self.convolve(planes, weight)
+
+
+class DepthwiseByHand(Depthwise):
+    """The same with its gradients written out: MindSpore's CPU kernels of them are several times the forward."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.backwards = Tensor(np.arange(9)[::-1].astype(np.int32))
+
+    def construct(self, planes, weight):
+        return self.convolve(planes, weight)
+
+    def bprop(self, planes, weight, out, dout):
+        batch, channels, rows, columns = planes.shape
+        turned = ops.Gather()(ops.Reshape()(weight, (channels, 9)), self.backwards, 1)
+        dplanes = self.convolve(dout, ops.Reshape()(turned, weight.shape))
+        # dweight[r, s] sums dout[y, x] planes[y + r - 1, x + s - 1]: of each s all pairs of rows, then three diagonals.
+        padded = ops.Pad(((0, 0), (0, 0), (0, 0), (1, 1)))(planes)
+        dy, of_columns = ops.Reshape()(dout, (batch * channels, rows, columns)), ()
+        for s in range(3):
+            part = ops.Slice()(padded, (0, 0, 0, s), planes.shape)
+            pairs = ops.BatchMatMul(transpose_b=True)(dy, ops.Reshape()(part, dy.shape))
+            sums = ops.MatMul()(ops.Reshape()(pairs, (-1, rows * rows)), ops.Cast()(diagonals(rows), pairs.dtype))
+            of_columns = of_columns + (ops.ReduceSum()(ops.Reshape()(sums, (batch, channels, 3, 1)), 0),)
+        return dplanes, ops.Reshape()(ops.Concat(2)(of_columns), weight.shape)
+
+
+@ops.constexpr
+def diagonals(rows: int) -> Tensor:
+    """Of a matrix (rows, rows), flat, the entries on the diagonals -1, 0 and 1: 0/1 float32 (rows * rows, 3)."""
+    below = np.subtract.outer(np.arange(rows), np.arange(rows))
+    return Tensor(np.stack([below == 1, below == 0, below == -1], -1).reshape(-1, 3).astype(np.float32))
 
 
 class TanhGelu(nn.Cell):

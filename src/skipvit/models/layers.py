@@ -14,7 +14,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from skipvit.models.kernels import NORM_EPSILON, AddBias, Attend, AttendByHand, NormalizeRows, TanhGelu
-from skipvit.routing.scorers import of_patches, received
+from skipvit.routing.scorers import mean_received, of_patches
 
 # Channel statistics of ImageNet on the 0..255 scale: the field's normalisation for uint8 images.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -220,7 +220,7 @@ class Block(nn.Cell):
 
     def received(self, signals, layout):
         """The attention that each patch receives of the patches: float32 (B, patches)."""
-        return received({"q": of_patches(signals["q"], layout), "k": of_patches(signals["k"], layout)})
+        return mean_received({"q": of_patches(signals["q"], layout), "k": of_patches(signals["k"], layout)})
 
     def signals_of(self, x, before, reads):
         """What a scorer reads of the tokens x (B, N, D), as this block would compute it; `before`: of those that took

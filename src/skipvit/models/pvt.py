@@ -16,7 +16,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, Normal, initializer
 
-from skipvit.models.kernels import Permute
+from skipvit.models.kernels import Depthwise, DepthwiseByHand, Permute
 from skipvit.models.layers import PIXEL_MEAN, PIXEL_STD, Attention, Block, Dense, Gelu, LayerNorm, Mlp, Patches
 from skipvit.models.positions import resize_weights
 from skipvit.models.pvt_spec import POOLED, PVTSpec, cell_order, overlapping
@@ -143,7 +143,7 @@ class OverlapEmbed(nn.Cell):
         self.stage, self.pooled, stride = stage, pooled(spec), spec.patch if stage == 0 else 2
         self.reduction, self.reduction_before = spec.reductions[stage], spec.reductions[stage - 1]
         inputs, width = 3 if stage == 0 else spec.widths[stage - 1], spec.widths[stage]
-        self.proj = Convolution(inputs, width, overlapping(stride), stride, 1, dtype)
+        self.proj = Convolution(inputs, width, overlapping(stride), stride, dtype)
         self.norm = LayerNorm(width, fused, EPSILON)
 
     def construct(self, x):
@@ -157,19 +157,31 @@ class OverlapEmbed(nn.Cell):
 
 
 class Convolution(nn.Cell):
-    """(B, C, H, W) -> (B, D, H / stride, W / stride), of the compute dtype, zeros beyond the border.
+    """(B, C, H, W) -> (B, D, H / stride, W / stride), of the compute dtype, zeros beyond the border."""
 
-    Args:
-        groups: D for one kernel a channel.
-    """
-
-    def __init__(self, inputs: int, outputs: int, side: int, stride: int, groups: int, dtype: ms.Type):
+    def __init__(self, inputs: int, outputs: int, side: int, stride: int, dtype: ms.Type):
         super().__init__()
         self.dtype = dtype
-        shape = (outputs, inputs // groups, side, side)
+        shape = (outputs, inputs, side, side)
         self.weight = Parameter(initializer(HeNormal(mode="fan_out"), shape), name="weight")
         self.bias = Parameter(initializer("zeros", (outputs,)), name="bias")
-        self.convolve = ops.Conv2D(outputs, side, pad_mode="pad", pad=side // 2, stride=stride, group=groups)
+        self.convolve = ops.Conv2D(outputs, side, pad_mode="pad", pad=side // 2, stride=stride)
+        self.add_bias = ops.BiasAdd()
+
+    def construct(self, planes):
+        y = self.convolve(ops.Cast()(planes, self.dtype), ops.Cast()(self.weight, self.dtype))
+        return self.add_bias(y, ops.Cast()(self.bias, self.dtype))
+
+
+class DepthwiseConvolution(nn.Cell):
+    """A 3 x 3 kernel of each channel: (B, C, H, W) -> (B, C, H, W), of the compute dtype, zeros beyond the border."""
+
+    def __init__(self, channels: int, fused: bool, dtype: ms.Type):
+        super().__init__()
+        self.dtype = dtype
+        self.weight = Parameter(initializer(HeNormal(mode="fan_out"), (channels, 1, 3, 3)), name="weight")
+        self.bias = Parameter(initializer("zeros", (channels,)), name="bias")
+        self.convolve = Depthwise(channels) if fused else DepthwiseByHand(channels)
         self.add_bias = ops.BiasAdd()
 
     def construct(self, planes):
@@ -260,7 +272,7 @@ class ConvolvedMlp(Mlp):
     def __init__(self, width: int, exact: bool, fused: bool, dtype: ms.Type, ratio: int, reduction: int, pooled: int):
         super().__init__(width, exact, fused, dtype, ratio)
         self.reduction, self.pooled = reduction, pooled
-        self.dwconv = Convolution(ratio * width, ratio * width, 3, 1, ratio * width, dtype)
+        self.dwconv = DepthwiseConvolution(ratio * width, fused, dtype)
 
     def construct(self, x, where=None):
         x = self.fc1(x)

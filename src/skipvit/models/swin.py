@@ -40,7 +40,7 @@ class Swin(nn.Cell):
         self.patch_embed = NormedPatchEmbed(spec.patch, spec.width, fused, dtype)
         self.blocks = nn.CellList([SwinBlock(spec, i, fused, dtype) for i in range(spec.depth)])
         self.downsample = nn.CellList(
-            [PatchMerging(spec.width_of(s), *self.stage_windows[s : s + 2], fused, dtype) for s in stages[:-1]]
+            [PatchMerging(spec.width_of(s), spec.windows(s), spec.windows(s + 1), fused, dtype) for s in stages[:-1]]
         )
         self.permute = Permute()
         self.norm = LayerNorm(spec.width_of(stages[-1]), fused, EPSILON)

@@ -143,7 +143,7 @@ def cls_row(signals: Mapping[str, Any], layout: Any) -> Any:
     return ops.Slice()(row, (0, 0, layout.prefix), (batch, heads, layout.patches))
 
 
-def received(signals: Mapping[str, Any]) -> Any:
+def mean_received(signals: Mapping[str, Any]) -> Any:
     """What tokens attend to among themselves, softmax(q k^T / sqrt(d)): mean over queries and heads.
 
     Args:
