@@ -10,6 +10,8 @@ from PIL import Image
 from skipvit.cli import run
 from skipvit.runs.run import Run
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 name: run
 model: {{{model}, image_size: 32, num_classes: 10}}
@@ -28,9 +30,7 @@ MODELS = {
 KEPT = {"swin": 28, "pvt_v2": 28, "pvt": 28}  # 7 of each window's 16; 7 of 16 squares of 4
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "pvt")) for name in MODELS]
-)
+@pytest.fixture(scope="module", params=MODELS)
 def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "run.yaml").write_text(CONFIG.format(model=MODELS[request.param]))
@@ -55,7 +55,6 @@ def test_it_is_exported_and_agrees(trained, tmp_path):
     assert run("export", words) == 0
 
 
-@pytest.mark.slow
 def test_it_resumes_bit_by_bit(trained, tmp_path):
     whole, again = trained[1] / "runs", tmp_path / "runs"
     shutil.copytree(whole, again)
@@ -68,7 +67,6 @@ def test_it_resumes_bit_by_bit(trained, tmp_path):
     assert (whole / "run/checkpoints" / last).read_bytes() == (again / "run/checkpoints" / last).read_bytes()
 
 
-@pytest.mark.slow
 def test_its_timm_weights_start_another_run_and_evaluate_alike(trained, tmp_path, capsys):
     words = [str(trained[1] / "runs" / "run"), "--to", "safetensors", "--out", str(tmp_path / "out")]
     assert run("export", words) == 0
@@ -79,7 +77,6 @@ def test_its_timm_weights_start_another_run_and_evaluate_alike(trained, tmp_path
     assert Run(tmp_path / "runs" / "run").records()[0]["val"]["routed"]["loss"] == pytest.approx(first, abs=0.2)
 
 
-@pytest.mark.slow
 def test_it_goes_to_mindir_and_half_precision_is_audited(trained, tmp_path, capsys):
     run_folder = str(trained[1] / "runs" / "run")
     assert run("export", [run_folder, "--to", "mindir", "--out", str(tmp_path / "out"), "--check", "8"]) == 0
@@ -89,7 +86,6 @@ def test_it_goes_to_mindir_and_half_precision_is_audited(trained, tmp_path, caps
     assert code == 0 and {"train dense", "train routed"} <= set(found["graphs"]) and found["findings"] == []
 
 
-@pytest.mark.slow
 def test_what_its_route_keeps_is_measured(trained, tmp_path):
     words = [str(trained[1] / "runs" / "run"), "--out", str(tmp_path / "out"), "--images", "20"]
     assert run("importance", words) == 0

@@ -100,7 +100,7 @@ class TokenEmbed(nn.Cell):
         self.cut = Patches(spec.patch)
         self.proj = Dense(inputs, width, fused, dtype)
         self.norm = LayerNorm(width, fused, EPSILON)
-        self.permute = Permute()
+        self.permute, self.front = Permute(), Leading(1)
 
     def construct(self, x):
         if self.stage == 0:
@@ -122,16 +122,20 @@ class TokenEmbed(nn.Cell):
 
     def positions(self, grid):
         """The position embedding for a grid, in the order of the stage; resized where it is not the network's own."""
-        width = self.pos_embed.shape[2]
-        patches = ops.Slice()(self.pos_embed, (0, self.prefix, 0), (1, self.grid * self.grid, width))
+        width, cell = self.pos_embed.shape[2], cell_of(self.reduction, self.pooled, grid)
+        if grid == self.grid and cell == 1:
+            return self.pos_embed
+        patches = self.pos_embed
+        if self.prefix:
+            patches = ops.Slice()(patches, (0, self.prefix, 0), (1, self.grid * self.grid, width))
         if grid != self.grid:
             patches = ops.MatMul()(resize_weights(self.grid, grid), ops.Reshape()(patches, (-1, width)))
             patches = ops.Reshape()(patches, (1, grid * grid, width))
-        index, inverse = into_cells(grid, cell_of(self.reduction, self.pooled, grid))
+        index, inverse = into_cells(grid, cell)
         patches = self.permute(patches, index, inverse)
         if self.prefix == 0:
             return patches
-        return ops.Concat(1)((ops.Slice()(self.pos_embed, (0, 0, 0), (1, self.prefix, width)), patches))
+        return ops.Concat(1)((self.front(self.pos_embed), patches))
 
 
 class OverlapEmbed(nn.Cell):
