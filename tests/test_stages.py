@@ -30,7 +30,7 @@ MODELS = {
 KEPT = {"swin": 28, "pvt_v2": 28, "pvt": 28}  # 7 of each window's 16; 7 of 16 squares of 4
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=["swin", "pvt_v2", pytest.param("pvt", marks=pytest.mark.long)])
 def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "run.yaml").write_text(CONFIG.format(model=MODELS[request.param]))

@@ -71,7 +71,7 @@ ROUTES = {
     "change": [{"start": 1, "end": 2, "keep_ratio": 0.6, "scorer": "change"}],
     "from the stage's first block": [{"start": 0, "end": 3, "keep_ratio": 0.3, "scorer": "magnitude"}],
 }
-QUICK = (("v2", "received"),)
+MARKS = {("v2", "received"): []} | {("v1", name): [pytest.mark.slow, pytest.mark.long] for name in list(ROUTES)[2:]}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def images():
 @pytest.mark.parametrize(
     "version, name",
     [
-        pytest.param(version, name, marks=[] if (version, name) in QUICK else pytest.mark.slow)
+        pytest.param(version, name, marks=MARKS.get((version, name), [pytest.mark.slow]))
         for version in SPECS
         for name in ROUTES
     ],
