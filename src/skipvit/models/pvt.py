@@ -8,7 +8,6 @@ becomes one key and value.
 
 from __future__ import annotations
 
-from math import isqrt
 from typing import Any
 
 import mindspore as ms
@@ -20,12 +19,13 @@ from skipvit.models.kernels import Depthwise, DepthwiseByHand, Permute
 from skipvit.models.layers import PIXEL_MEAN, PIXEL_STD, Attention, Block, Dense, Gelu, LayerNorm, Mlp, Patches
 from skipvit.models.positions import resize_weights
 from skipvit.models.pvt_spec import POOLED, PVTSpec, cell_order, overlapping
+from skipvit.models.stages import StagedNetwork, both_ways, quarters, side_of
 from skipvit.routing.select import Leading
 
 EPSILON = 1e-5  # of the layer norms behind convolutions; those of the blocks have 1e-6
 
 
-class PVT(nn.Cell):
+class PVT(StagedNetwork):
     """A Pyramid Vision Transformer.
 
     Initial weights: Xavier uniform, convolutions He normal; zeros for head, biases and [CLS]; position embeddings with
@@ -38,7 +38,7 @@ class PVT(nn.Cell):
         super().__init__()
         fused, dtype, stages = fused_kernels, dtype or ms.float32, range(len(spec.depths))
         make = TokenEmbed if spec.version == 1 else OverlapEmbed
-        self.spec, self.firsts = spec, tuple(sum(spec.depths[:s]) for s in stages)
+        self.spec = spec
         self.patch_embed = make(spec, 0, fused, dtype)
         self.downsample = nn.CellList([make(spec, s, fused, dtype) for s in stages[1:]])
         self.blocks = nn.CellList([PVTBlock(spec, i, fused, dtype) for i in range(spec.depth)])
@@ -48,15 +48,6 @@ class PVT(nn.Cell):
         self.norm = LayerNorm(spec.widths[-1], fused)
         self.cls = Leading(1)
         self.head = Dense(spec.widths[-1], spec.num_classes, fused, dtype, init="zeros")
-
-    def construct(self, images, noise):
-        """The dense forward: logits (B, classes) of images (B, H, W, 3), uint8 or float; noise: see `vit.ViT`."""
-        x = self.embed(images)
-        for i in range(self.spec.depth):
-            if i > 0 and i in self.firsts:
-                x = self.to_stage(self.firsts.index(i), x)
-            x = self.blocks[i](x, noise)
-        return self.classify(self.norm(x))
 
     def embed(self, images):
         """Patch tokens in the order of the first stage: (B, patches, D)."""
@@ -147,7 +138,9 @@ class OverlapEmbed(nn.Cell):
         self.stage, self.pooled, stride = stage, pooled(spec), spec.patch if stage == 0 else 2
         self.reduction, self.reduction_before = spec.reductions[stage], spec.reductions[stage - 1]
         inputs, width = 3 if stage == 0 else spec.widths[stage - 1], spec.widths[stage]
-        self.proj = Convolution(inputs, width, overlapping(stride), stride, dtype)
+        side = overlapping(stride)
+        convolve = ops.Conv2D(width, side, pad_mode="pad", pad=side // 2, stride=stride)
+        self.proj = Convolution((width, inputs, side, side), convolve, dtype)
         self.norm = LayerNorm(width, fused, EPSILON)
 
     def construct(self, x):
@@ -161,32 +154,18 @@ class OverlapEmbed(nn.Cell):
 
 
 class Convolution(nn.Cell):
-    """(B, C, H, W) -> (B, D, H / stride, W / stride), of the compute dtype, zeros beyond the border."""
+    """Planes (B, C, H, W) to planes, of the compute dtype.
 
-    def __init__(self, inputs: int, outputs: int, side: int, stride: int, dtype: ms.Type):
+    Args:
+        shape: of the weight.
+        convolve: takes planes and weight.
+    """
+
+    def __init__(self, shape: tuple[int, ...], convolve: Any, dtype: ms.Type):
         super().__init__()
-        self.dtype = dtype
-        shape = (outputs, inputs, side, side)
+        self.dtype, self.convolve, self.add_bias = dtype, convolve, ops.BiasAdd()
         self.weight = Parameter(initializer(HeNormal(mode="fan_out"), shape), name="weight")
-        self.bias = Parameter(initializer("zeros", (outputs,)), name="bias")
-        self.convolve = ops.Conv2D(outputs, side, pad_mode="pad", pad=side // 2, stride=stride)
-        self.add_bias = ops.BiasAdd()
-
-    def construct(self, planes):
-        y = self.convolve(ops.Cast()(planes, self.dtype), ops.Cast()(self.weight, self.dtype))
-        return self.add_bias(y, ops.Cast()(self.bias, self.dtype))
-
-
-class DepthwiseConvolution(nn.Cell):
-    """A 3 x 3 kernel of each channel: (B, C, H, W) -> (B, C, H, W), of the compute dtype, zeros beyond the border."""
-
-    def __init__(self, channels: int, fused: bool, dtype: ms.Type):
-        super().__init__()
-        self.dtype = dtype
-        self.weight = Parameter(initializer(HeNormal(mode="fan_out"), (channels, 1, 3, 3)), name="weight")
-        self.bias = Parameter(initializer("zeros", (channels,)), name="bias")
-        self.convolve = Depthwise(channels) if fused else DepthwiseByHand(channels)
-        self.add_bias = ops.BiasAdd()
+        self.bias = Parameter(initializer("zeros", shape[:1]), name="bias")
 
     def construct(self, planes):
         y = self.convolve(ops.Cast()(planes, self.dtype), ops.Cast()(self.weight, self.dtype))
@@ -276,7 +255,9 @@ class ConvolvedMlp(Mlp):
     def __init__(self, width: int, exact: bool, fused: bool, dtype: ms.Type, ratio: int, reduction: int, pooled: int):
         super().__init__(width, exact, fused, dtype, ratio)
         self.reduction, self.pooled = reduction, pooled
-        self.dwconv = DepthwiseConvolution(ratio * width, fused, dtype)
+        hidden = ratio * width
+        convolve = Depthwise(hidden) if fused else DepthwiseByHand(hidden)
+        self.dwconv = Convolution((hidden, 1, 3, 3), convolve, dtype)
 
     def construct(self, x, where=None):
         x = self.fc1(x)
@@ -337,32 +318,12 @@ def of_a_row(pixels: int) -> tuple[Tensor, Tensor]:
 
 
 @ops.constexpr
-def side_of(tokens: int) -> int:
-    """Of a square of so many."""
-    return isqrt(tokens)
-
-
-@ops.constexpr
 def into_cells(grid: int, cell: int) -> tuple[Tensor, Tensor]:
     """From row-major tokens to a stage's order, and back."""
-    return _both_ways(cell_order(grid, cell))
+    return both_ways(cell_order(grid, cell))
 
 
 @ops.constexpr
 def into_quarters(grid: int, before: int, after: int) -> tuple[Tensor, Tensor]:
     """From a stage's order to 2 x 2 tokens after another, by rows, in the order of the next stage; and back."""
-    return _both_ways(quarters(grid, before, after))
-
-
-def quarters(grid: int, before: int, after: int) -> np.ndarray:
-    """Which token of a stage with cells of `before` comes next if each 2 x 2 are together, in the order of the next
-    stage, `grid` tokens a side in cells of `after`: int (4 grid^2,)."""
-    stored = np.argsort(cell_order(2 * grid, before))  # where each row-major token is
-    order = cell_order(grid, after)
-    y, x = order // grid * 2, order % grid * 2
-    corners = [(y + dy) * 2 * grid + x + dx for dy in (0, 1) for dx in (0, 1)]
-    return stored[np.stack(corners, 1).ravel()]
-
-
-def _both_ways(index: np.ndarray) -> tuple[Tensor, Tensor]:
-    return Tensor(index.astype(np.int32)), Tensor(np.argsort(index).astype(np.int32))
+    return both_ways(quarters(cell_order(2 * grid, before), cell_order(grid, after), by_columns=False))

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from skipvit.models.positions import resized_positions
-from skipvit.models.pvt import EPSILON, quarters
+from skipvit.models.pvt import EPSILON
 from skipvit.models.pvt_spec import cell_order, overlapping
+from skipvit.models.stages import quarters
 from skipvit.models.vit_onnx import ViTGraph
 
 
@@ -29,7 +30,8 @@ class PVTGraph(ViTGraph):
         if self.spec.version == 2:
             x = self.layer_norm(f"norms.{stage - 1}", x)
             return self.overlapping(name, self.into_planes(x, stage - 1), stage)
-        index = quarters(self.spec.grid(stage, self.image_size), self.cell(stage - 1), self.cell(stage))
+        orders = [np.array(each.order) for each in self.spec.stages(self.image_size)[stage - 1 : stage + 1]]
+        index = quarters(*orders, by_columns=False)
         rows = self.op("Reshape", self.op("Gather", x, index, axis=1), np.array([0, len(index) // 4, -1]))
         return self.positioned(name, rows, stage)
 
@@ -64,7 +66,9 @@ class PVTGraph(ViTGraph):
         normed = self.layer_norm(f"blocks.{block}.norm1", x)
         keyed = self.reduced(name, normed, stage)
         given = {"q": normed, "k": keyed, "v": keyed}
-        signals = {part: self.heads_of(self.dense(f"{name}.{part}", given[part]), stage) for part in "qkv"}
+        signals = {
+            part: self.heads_of(self.dense(f"{name}.{part}", given[part]), self.spec.heads[stage]) for part in "qkv"
+        }
         scale = np.float32((self.spec.widths[stage] // self.spec.heads[stage]) ** -0.5)
         return signals | {"q": self.op("Mul", signals["q"], scale)}
 
@@ -80,10 +84,6 @@ class PVTGraph(ViTGraph):
 
     def attention(self, q: str, k: str) -> str:
         return self.op("Softmax", self.op("MatMul", q, self.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
-
-    def heads_of(self, y: str, stage: int) -> str:
-        y = self.op("Reshape", y, np.array([0, 0, self.spec.heads[stage], -1]))  # 0: as it was
-        return self.op("Transpose", y, perm=[0, 2, 1, 3])
 
     def reduced(self, name: str, x: str, stage: int) -> str:
         """Tokens to one of each cell."""

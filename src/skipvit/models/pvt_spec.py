@@ -162,6 +162,11 @@ class PVTSpec(StagedSpec):
     timm_head = ("head.weight", "head.bias")
 
     @property
+    def family(self) -> str:
+        """What weights are of, in messages."""
+        return "a PVT" if self.version == 1 else "a PVT v2, linear" if self.linear else "a PVT v2"
+
+    @property
     def published(self) -> str:
         """Which weights of others this is."""
         return "the original's pvt_*" if self.version == 1 else "a timm pvt_v2_*"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 from typing import Any
 
 from skipvit.routing.layout import Stage
-from skipvit.routing.program import Step
+from skipvit.routing.program import Downsample, Step
 
 Numbers = int | tuple[int, ...] | list[int]
 
 
 @dataclass(frozen=True)
-class StagedSpec:
+class StagedSpec(ABC):
     """Stages of ever fewer and wider tokens. A family says what `stages` and `shapes` are.
 
     Attributes:
@@ -45,20 +46,20 @@ class StagedSpec:
         """The stage of the most blocks, of equal ones the later, the last left out: it has the fewest tokens."""
         return max(range(max(1, len(self.depths) - 1)), key=lambda s: (self.depths[s], s))
 
+    @abstractmethod
     def stages(self, image_size: int | None = None) -> tuple[Stage, ...]:
         """In order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of every weight, by name, in the order of the network's parameters."""
-        raise NotImplementedError
 
     def stage_of(self, step: Step) -> int:
         """In which stage a step is: embedding in the first, the head in the last."""
         if step.kind == "embed":
             return 0
-        if step.kind == "downsample":
-            return step.stage  # type: ignore[attr-defined]
+        if isinstance(step, Downsample):
+            return step.stage
         if step.kind in ("attend", "feed"):
             return self.stage_of_block(step.block)
         return self.routed_stage if step.kind in ("score", "select", "restore", "rescore") else len(self.depths) - 1

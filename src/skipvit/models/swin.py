@@ -7,7 +7,6 @@ projection is a matrix (`skipvit convert` translates). A stage's tokens are stor
 
 from __future__ import annotations
 
-from math import isqrt
 from typing import Any
 
 import mindspore as ms
@@ -18,13 +17,14 @@ from mindspore.common.initializer import Normal, TruncatedNormal, initializer
 from skipvit.models import windows
 from skipvit.models.kernels import AttendBiased, AttendBiasedByHand, Permute
 from skipvit.models.layers import Attention, Block, Dense, LayerNorm, Mlp, Patches
+from skipvit.models.stages import StagedNetwork, both_ways, quarters, side_of
 from skipvit.models.swin_spec import SwinSpec
 
 EPSILON = 1e-5  # of its layer norms
 DEVIATION = 0.02  # of its tables of biases
 
 
-class Swin(nn.Cell):
+class Swin(StagedNetwork):
     """A Swin Transformer.
 
     Initial weights: Xavier uniform; zeros for head and biases; tables of relative positions with deviation 0.02.
@@ -36,7 +36,6 @@ class Swin(nn.Cell):
         super().__init__()
         fused, dtype, stages = fused_kernels, dtype or ms.float32, range(len(spec.depths))
         self.spec, self.stage_windows = spec, tuple(spec.windows(s) for s in stages)
-        self.firsts = tuple(sum(spec.depths[:s]) for s in stages)
         self.patch_embed = NormedPatchEmbed(spec.patch, spec.width, fused, dtype)
         self.blocks = nn.CellList([SwinBlock(spec, i, fused, dtype) for i in range(spec.depth)])
         self.downsample = nn.CellList(
@@ -45,15 +44,6 @@ class Swin(nn.Cell):
         self.permute = Permute()
         self.norm = LayerNorm(spec.width_of(stages[-1]), fused, EPSILON)
         self.head = Dense(spec.width_of(stages[-1]), spec.num_classes, fused, dtype, init="zeros")
-
-    def construct(self, images, noise):
-        """The dense forward: logits (B, classes) of images (B, H, W, 3), uint8 or float; noise: see `vit.ViT`."""
-        x = self.embed(images)
-        for i in range(self.spec.depth):
-            if i > 0 and i in self.firsts:
-                x = self.to_stage(self.firsts.index(i), x)
-            x = self.blocks[i](x, noise)
-        return self.classify(self.norm(x))
 
     def embed(self, images):
         """Patch tokens in the order of the first stage: (B, patches, D)."""
@@ -255,32 +245,16 @@ class WindowAttention(Attention):
 
 
 @ops.constexpr
-def side_of(tokens: int) -> int:
-    """Of a square of so many."""
-    return isqrt(tokens)
-
-
-@ops.constexpr
 def into_order(grid: int, windows_a_side: int) -> tuple[Tensor, Tensor]:
     """From row-major tokens to a stage's order, and back."""
-    order = windows.order(grid, grid // windows_a_side)
-    return _both_ways(order)
+    return both_ways(windows.order(grid, grid // windows_a_side))
 
 
 @ops.constexpr
 def into_quarters(grid: int, before: int, after: int) -> tuple[Tensor, Tensor]:
     """From a stage's order to each 2 x 2 tokens together in the order of the next stage, and back."""
-    return _both_ways(quarters(grid, grid // before, grid // 2 // after))
-
-
-def quarters(grid: int, window: int, next_window: int) -> np.ndarray:
-    """Which token of a stage, `grid` a side in windows of `window`, comes next if each 2 x 2 are together, in the order
-    of the next stage; in each by columns, as the original has them: int (grid^2,)."""
-    stored = np.argsort(windows.order(grid, window))  # where each row-major token is
-    order = windows.order(grid // 2, next_window)
-    y, x = order // (grid // 2) * 2, order % (grid // 2) * 2
-    corners = [((y + dy) * grid + x + dx) for dx in (0, 1) for dy in (0, 1)]
-    return stored[np.stack(corners, 1).ravel()]
+    order, next_order = windows.order(grid, grid // before), windows.order(grid // 2, grid // 2 // after)
+    return both_ways(quarters(order, next_order, by_columns=True))
 
 
 @ops.constexpr
@@ -313,7 +287,3 @@ def one_hot_places(grid: int, windows_a_side: int) -> tuple[Tensor, Tensor]:
     moved = windows.shifted(grid, window).inverse if windows_a_side > 1 else places
     unit = np.eye(count, dtype=np.float32)
     return Tensor(unit[places % count][None]), Tensor(unit[moved % count][None])
-
-
-def _both_ways(index: np.ndarray) -> tuple[Tensor, Tensor]:
-    return Tensor(index.astype(np.int32)), Tensor(np.argsort(index).astype(np.int32))

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from skipvit.models import windows
-from skipvit.models.swin import EPSILON, quarters
+from skipvit.models.stages import quarters
+from skipvit.models.swin import EPSILON
 from skipvit.models.vit_onnx import ViTGraph
 
 
@@ -23,8 +24,8 @@ class SwinGraph(ViTGraph):
 
     def to_stage(self, stage: int, x: str) -> str:
         """The tokens of a stage, of those that leave the stage before."""
-        sizes = (self.spec.window_of(stage - 1, self.image_size), self.spec.window_of(stage, self.image_size))
-        index = quarters(self.spec.grid(stage - 1, self.image_size), *sizes)
+        orders = [np.array(each.order) for each in self.spec.stages(self.image_size)[stage - 1 : stage + 1]]
+        index = quarters(*orders, by_columns=True)
         x = self.op("Reshape", self.op("Gather", x, index, axis=1), np.array([0, len(index) // 4, -1]))
         x = self.norm_of(f"downsample.{stage - 1}.norm", x)
         return self.op("MatMul", x, self.graph.matrix(f"downsample.{stage - 1}.reduction.weight"))
@@ -38,7 +39,7 @@ class SwinGraph(ViTGraph):
         index, inverse = self.order(block, where)
         rows = self.into(block, x, index)
         attention = self.windowed(block, rows, where)
-        v = self.heads_of(self.dense(f"blocks.{block}.attn.v", rows), stage)
+        v = self.heads_of(self.dense(f"blocks.{block}.attn.v", rows), self.spec.heads[stage])
         y = self.op("Transpose", self.op("MatMul", attention, v), perm=[0, 2, 1, 3])
         y = self.dense(f"blocks.{block}.attn.proj", self.op("Reshape", y, np.array([0, 0, self.spec.width_of(stage)])))
         y = self.op("Reshape", y, np.array([self.graph.batch, -1, self.spec.width_of(stage)]))
@@ -91,14 +92,10 @@ class SwinGraph(ViTGraph):
         count = self.graph.batch * self.spec.windows(stage) ** 2
         return self.op("Reshape", normed, np.array([count, -1, self.spec.width_of(stage)]))
 
-    def heads_of(self, y: str, stage: int) -> str:
-        y = self.op("Reshape", y, np.array([0, 0, self.spec.heads[stage], -1]))  # 0: as it was
-        return self.op("Transpose", y, perm=[0, 2, 1, 3])
-
     def windowed(self, block: int, rows: str, where: Any) -> str:
         """Attention within windows: (B x windows, heads, n, n)."""
         stage = self.spec.stage_of_block(block)
-        q, k = (self.heads_of(self.dense(f"blocks.{block}.attn.{part}", rows), stage) for part in "qk")
+        q, k = (self.heads_of(self.dense(f"blocks.{block}.attn.{part}", rows), self.spec.heads[stage]) for part in "qk")
         scale = np.float32((self.spec.width_of(stage) // self.spec.heads[stage]) ** -0.5)
         logits = self.op("MatMul", self.op("Mul", q, scale), self.op("Transpose", k, perm=[0, 1, 3, 2]))
         return self.op("Softmax", self.op("Add", logits, self.bias(block, where)), axis=-1)

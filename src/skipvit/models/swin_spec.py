@@ -145,6 +145,7 @@ class SwinSpec(StagedSpec):
         """Arrays in our layout in timm's."""
         return swin_timm.to_timm(params, self.depths)
 
+    family = "a Swin"
     published = "a timm swin_*"
     timm_head = ("head.fc.weight", "head.fc.bias")
 

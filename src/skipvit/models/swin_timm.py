@@ -83,6 +83,8 @@ def numbers_of(shapes: Shapes, spec: Any) -> dict[str, Any]:
     if all(len(table) == 2 and table[1] for table in tables):
         found["heads"] = tuple(table[1] for table in tables)
         found["window"] = (math.isqrt(tables[0][0]) + 1) // 2
+    elif len(depths) != len(spec.heads):
+        found["heads"] = (1,) * len(depths)
     kernel = named.get(vit_timm.KERNEL, ())
     if kernel:
         found["width"] = kernel[0]

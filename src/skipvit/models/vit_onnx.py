@@ -84,10 +84,14 @@ class ViTGraph:
         """Some of q, k and v of a block's input."""
         normed, result = self.layer_norm(f"blocks.{block}.norm1", x), {}
         for part in parts:
-            y = self.dense(f"blocks.{block}.attn.{part}", normed)
-            y = self.op("Reshape", y, np.array([0, 0, self.spec.heads, -1]))  # 0: as it was
-            result[part] = self.op("Transpose", y, perm=[0, 2, 1, 3])
+            result[part] = self.heads_of(self.dense(f"blocks.{block}.attn.{part}", normed), self.spec.heads)
         return result
+
+    def heads_of(self, y: str, heads: int) -> str:
+        """(B, N, D) to (B, heads, N, d)."""
+        return self.op(
+            "Transpose", self.op("Reshape", y, np.array([0, 0, heads, -1])), perm=[0, 2, 1, 3]
+        )  # 0: as it was
 
     def attention(self, q: str, k: str) -> str:
         scale = np.float32((self.spec.width // self.spec.heads) ** -0.5)

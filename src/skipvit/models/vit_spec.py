@@ -108,6 +108,7 @@ class ViTSpec:
         """Arrays in our layout in timm's."""
         return vit_timm.to_timm(params)
 
+    family = "a ViT"
     published = "a timm vit_* or deit_*, not distilled, without registers"
     timm_head = ("head.weight", "head.bias")
 

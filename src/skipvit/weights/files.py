@@ -155,6 +155,9 @@ def _read_safetensors(path: Path) -> dict[str, Record]:
 def _checked(shapes: Mapping[str, tuple[int, ...]], spec: Any, source: Path, headless: bool) -> Any:
     """The specification like `spec` that weights are of. Raises RunError: names are missing, unexpected or of the wrong
     shape."""
+    there = family_of(shapes)
+    if there.family != getattr(spec, "family", there.family):
+        raise RunError(f"{source}: weights of {there.family}, and this network is {spec.family}; set model.name")
     try:
         found, timm = spec.like(shapes), source.suffix == TIMM
     except ValueError:  # numbers that no network of this kind has

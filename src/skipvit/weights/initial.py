@@ -86,11 +86,9 @@ def refuse_other_network(config: Config, path: Path, found: Weights, run: Run | 
     for name, (mine, value) in numbers.items():
         if mine != value:
             key = name if name == "heads" else name.removesuffix("s")
-            mine, value = (list(number) if isinstance(number, tuple) else number for number in (mine, value))
+            mine, value = (str(number).replace(" ", "").strip("()") for number in (mine, value))
             raise UsageError(
-                f"{path}: {key} {value} there, model.{key} {mine} here; set model.name or --model.{key} '{value}'"
-                if isinstance(value, list)
-                else f"{path}: {key} {value} there, model.{key} {mine} here; set model.name or --model.{key} {value}"
+                f"{path}: {key} {value} there, model.{key} {mine} here; set model.name or --model.{key} {value}"
             )
     for name, value in found.arrays.items():
         if not np.isfinite(value).all():
