@@ -14,7 +14,7 @@ from skipvit.models.registry import model_spec
 from skipvit.routing.forward import Forward
 from skipvit.routing.program import compile_program
 from skipvit.routing.spec import Route
-from support.gradients import compare, with_weights_that_count
+from support.gradients import assert_equal_to_numpy, with_weights_that_count
 from support.pvt import PVT
 
 V2 = PVTSpec((1, 3, 1), (1, 2, 2), 2, 32, 0.0, (8, 12, 16), (2, 2, 1), (4, 2, 1), 2, False, 5)
@@ -102,7 +102,7 @@ def test_logits_kept_tokens_and_gradients_are_those_of_numpy(networks, images, v
         return PVT(spec, params).forward(images, planned)
 
     formulations = ("gather", "matmul") if name != "dense" else ("gather",)
-    compare(networks[version], program, images, reference, list(ROUTES).index(name) % 3, formulations)
+    assert_equal_to_numpy(networks[version], program, images, reference, list(ROUTES).index(name) % 3, formulations)
 
 
 @pytest.mark.slow

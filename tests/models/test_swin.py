@@ -13,7 +13,7 @@ from skipvit.models.swin_spec import SwinSpec
 from skipvit.routing.forward import Forward
 from skipvit.routing.program import compile_program
 from skipvit.routing.spec import Route
-from support.gradients import compare, with_weights_that_count
+from support.gradients import assert_equal_to_numpy, with_weights_that_count
 from support.swin import Swin
 
 # Windows of 3 shift by 1: cells of 1, 2, 2 and 4; stages of 12, 6 and 3 tokens a side.
@@ -110,10 +110,10 @@ def test_logits_kept_tokens_and_gradients_are_those_of_numpy(network, images, na
     ]
 
     def reference(params):
-        return Swin(SMALL.depths, SMALL.heads, SMALL.patch, SMALL.window, params).forward(images, planned)
+        return Swin(SMALL, params).forward(images, planned)
 
     formulations = ("gather", "matmul") if routes else ("gather",)
-    compare(network, program, images, reference, list(ROUTES).index(name) % 3, formulations)
+    assert_equal_to_numpy(network, program, images, reference, list(ROUTES).index(name) % 3, formulations)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def with_weights_that_count(spec, seed=3):
     return cell
 
 
-def compare(network, program, images, reference, third, formulations=("gather", "matmul")):
+def assert_equal_to_numpy(network, program, images, reference, third, formulations=("gather", "matmul")):
     """Logits, kept tokens, and every sixth parameter's gradient along a random direction equal those of NumPy, all
     formulations' bit for bit.
 

@@ -5,21 +5,15 @@ import math
 
 import numpy as np
 
+from support.staged import Staged, gelu, softmax
 
-class PVT:
-    """Args: a `PVTSpec`; params: float64, by name."""
+
+class PVT(Staged):
+    """Args: a `PVTSpec`; params: float64, by name. Routes are (start, end, keep_ratio, scorer)."""
 
     def __init__(self, spec, params):
-        self.spec, self.params = spec, params
-
-    def forward(self, images, routes=()):
-        """Logits of normalised images (B, H, W, 3), and of each route the kept positions of each image.
-
-        Args:
-            routes: (start, end, keep_ratio, scorer), blocks counted from the first of all.
-        """
-        logits, kept = zip(*(self.one(image.astype(np.float64), routes) for image in images))
-        return np.stack(logits), kept
+        super().__init__(params)
+        self.spec = spec
 
     def one(self, image, routes):
         spec, x, block, kept, grid = self.spec, image, 0, [], len(image)
@@ -81,8 +75,7 @@ class PVT:
             cut = slice(head * width, (head + 1) * width)
             q, k, v = (self.dense(f"{name}.{p}", of)[:, cut] for p, of in (("q", normed), ("k", keyed), ("v", keyed)))
             logits = q @ k.T / math.sqrt(width)
-            weights = np.exp(logits - logits.max(1, keepdims=True))
-            weights /= weights.sum(1, keepdims=True)
+            weights = softmax(logits)
             result.append(weights @ v)
             received += weights.mean(0) / heads
         return self.dense(f"{name}.proj", np.concatenate(result, 1)), received[cells]
@@ -98,15 +91,7 @@ class PVT:
             full = np.einsum("oikl,op->opkl", kernel, np.eye(len(kernel)))  # each channel for itself
             hidden = convolved(canvas.reshape(grid, grid, -1), full, 1).reshape(grid * grid, -1)[places]
             hidden = hidden + self.params[f"{name}.dwconv.bias"]
-        hidden = hidden / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
-        return self.dense(f"{name}.fc2", hidden)
-
-    def score(self, scorer, told):
-        if scorer == "attention_received":
-            return told["received"]
-        if scorer == "magnitude":
-            return np.abs(told["tokens"]).mean(1)
-        return np.linalg.norm(told["tokens"] - told["entered"], axis=1)
+        return self.dense(f"{name}.fc2", gelu(hidden))
 
     def choose(self, ratio, scores, grid, cell):
         """The cells with the largest mean."""
@@ -115,13 +100,6 @@ class PVT:
         best = np.argsort(-means, kind="stable")[: max(1, round(ratio * len(means)))]
         places = np.arange(grid * grid)
         return places[np.isin(places // grid // cell * side + places % grid // cell, best)]
-
-    def dense(self, name, x):
-        return x @ self.params[f"{name}.weight"].T + self.params[f"{name}.bias"]
-
-    def norm(self, name, x, epsilon):
-        normed = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + epsilon)
-        return normed * self.params[f"{name}.weight"] + self.params[f"{name}.bias"]
 
 
 def convolved(x, kernel, stride):

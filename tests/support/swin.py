@@ -4,29 +4,18 @@ Tokens have rows and columns, windows are who may see whom, a cell is who shares
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
+from support.staged import Staged, gelu, softmax
 
-@dataclass
-class Swin:
-    """Numbers as of `SwinSpec`; params: float64, by name."""
 
-    depths: tuple
-    heads: tuple
-    patch: int
-    window: int
-    params: dict
+class Swin(Staged):
+    """Args: a `SwinSpec`; params: float64, by name. Routes are (start, end, keep_ratio, scorer, at)."""
 
-    def forward(self, images, routes=()):
-        """Logits of normalised images (B, H, W, 3), and of each route the kept positions of each image.
-
-        Args:
-            routes: (start, end, keep_ratio, scorer, at), blocks counted from the first of all.
-        """
-        logits, kept = zip(*(self.one(image.astype(np.float64), routes) for image in images))
-        return np.stack(logits), kept
+    def __init__(self, spec, params):
+        super().__init__(params)
+        self.depths, self.heads, self.patch, self.window = spec.depths, spec.heads, spec.patch, spec.window
 
     def one(self, image, routes):
         x, grid, block, kept = self.embed(image), len(image) // self.patch, 0, []
@@ -100,23 +89,14 @@ class Swin:
             q, k, v = (self.dense(f"{name}.{part}", normed)[:, cut] for part in "qkv")
             logits = q @ k.T / math.sqrt(width) + table[rows, head] + np.where(apart, -100.0, 0.0)
             logits[~together] = -np.inf
-            weights = np.exp(logits - logits.max(1, keepdims=True))
-            weights /= weights.sum(1, keepdims=True)
+            weights = softmax(logits)
             results.append(weights @ v)
             received += weights.sum(0) / together.sum(0) / heads
         return self.dense(f"{name}.proj", np.concatenate(results, 1)), received
 
     def mlp(self, block, x):
         hidden = self.dense(f"blocks.{block}.mlp.fc1", self.norm(f"blocks.{block}.norm2", x))
-        hidden = hidden / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
-        return self.dense(f"blocks.{block}.mlp.fc2", hidden)
-
-    def score(self, scorer, told):
-        if scorer == "attention_received":
-            return told["received"]
-        if scorer == "magnitude":
-            return np.abs(told["tokens"]).mean(1)
-        return np.linalg.norm(told["tokens"] - told["entered"], axis=1)
+        return self.dense(f"blocks.{block}.mlp.fc2", gelu(hidden))
 
     def choose(self, ratio, scores, grid):
         """The best of every cell: of the tokens that share their plain and their shifted window."""
@@ -141,10 +121,3 @@ class Swin:
             for m, count in zip(members, counts):
                 stay += sorted(m, key=lambda place: -scores[place])[:count]
         return np.array(sorted(stay))
-
-    def dense(self, name, x):
-        return x @ self.params[f"{name}.weight"].T + self.params[f"{name}.bias"]
-
-    def norm(self, name, x):
-        normed = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
-        return normed * self.params[f"{name}.weight"] + self.params[f"{name}.bias"]

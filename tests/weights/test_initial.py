@@ -17,8 +17,10 @@ from skipvit.engine import checkpoint
 from skipvit.engine.build import build_network, build_optimizer, build_state
 from skipvit.engine.checkpoint import Position
 from skipvit.engine.checkpoint_file import write_checkpoint
+from skipvit.models.registry import model_spec
 from skipvit.models.vit_timm import from_timm
 from skipvit.util.errors import RunError, UsageError
+from skipvit.weights.files import read_weights, write_weights
 from skipvit.weights.initial import read_initial
 from support.reference import timm_shapes
 
@@ -301,3 +303,16 @@ def test_nothing_is_made_where_the_weights_are_missing(tmp_path, capsys):
         assert run("train", ["--config", str(tmp_path / "run.yaml"), "--runs", str(tmp_path / "runs"), *words]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "init.weights: " in line and "none.ckpt: no such" in line and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "name, there", [("swin_tiny_patch4_window7_224", "a Swin"), ("pvt_tiny", "a PVT"), ("pvt_v2_b0", "a PVT v2")]
+)
+def test_weights_of_another_family_are_refused_in_one_line(tmp_path, name, there):
+    spec = model_spec(name)
+    write_weights({key: np.zeros(shape, np.float32) for key, shape in spec.shapes().items()}, tmp_path / "a.ckpt")
+    assert read_weights(tmp_path / "a.ckpt").spec.family == there
+    for other in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "pvt_v2_b2_li"):
+        if model_spec(other).family != there:
+            with pytest.raises(RunError, match=f"weights of {there}, and this network is .*; set model.name"):
+                read_weights(tmp_path / "a.ckpt", model_spec(other))

@@ -46,7 +46,7 @@ def test_probabilities_are_those_of_numpy(kind, name):
     planned = [(first + r["start"], first + r["end"], r["keep_ratio"], r["scorer"]) for r in routes]
     params = {key: value.astype(np.float64) for key, value in weights.items()}
     if kind == "swin":
-        model = Swin(spec.depths, spec.heads, spec.patch, spec.window, params)
+        model = Swin(spec, params)
         planned = [(*route, "block") for route in planned]
     else:
         model = PVT(spec, params)

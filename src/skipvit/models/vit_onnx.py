@@ -89,9 +89,8 @@ class ViTGraph:
 
     def heads_of(self, y: str, heads: int) -> str:
         """(B, N, D) to (B, heads, N, d)."""
-        return self.op(
-            "Transpose", self.op("Reshape", y, np.array([0, 0, heads, -1])), perm=[0, 2, 1, 3]
-        )  # 0: as it was
+        y = self.op("Reshape", y, np.array([0, 0, heads, -1]))  # 0: as it was
+        return self.op("Transpose", y, perm=[0, 2, 1, 3])
 
     def attention(self, q: str, k: str) -> str:
         scale = np.float32((self.spec.width // self.spec.heads) ** -0.5)
